@@ -1,0 +1,431 @@
+"""The reference: ``hmm_range_fault()`` in plain Python, callback by callback, one page at a time.
+
+Read it beside mm/hmm.c and mm/pagewalk.c: the functions have the kernel's names and its order of
+tests.  It is the judge of the other back ends and shares with them only the predicates of entries
+(:mod:`gpuhmm.x86`) and the need-fault rule (:mod:`gpuhmm.hmm`).
+
+Source: mm/hmm.c (v5.18), mm/pagewalk.c (v5.18; v6.1 where the profile says so).
+"""
+
+from __future__ import annotations
+
+from errno import EBUSY, EFAULT, EINVAL, EPERM
+
+import numpy as np
+
+from gpuhmm import x86
+from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, FaultHandler
+from gpuhmm.hmm import (
+    HMM_NEED_ALL_BITS,
+    HMM_NEED_WRITE_FAULT,
+    HMM_PFN_ERROR,
+    HMM_PFN_ORDER_SHIFT,
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_VALID,
+    HMM_PFN_WRITE,
+    hmm_pte_need_fault,
+)
+from gpuhmm.livelock import LivelockGuard
+from gpuhmm.ranges import HmmRange
+from gpuhmm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE, Vma
+from gpuhmm.x86 import U64, level_shift
+
+_VALID = int(HMM_PFN_VALID)
+_WRITE = int(HMM_PFN_WRITE)
+_ERROR = int(HMM_PFN_ERROR)
+_ORDER_SHIFT = int(HMM_PFN_ORDER_SHIFT)
+
+
+def hmm_range_fault(range_: HmmRange) -> int:
+    """Return 0 or a negative errno; the words of ``range_`` are written as far as the kernel would."""
+    return _Walk(range_).hmm_range_fault()
+
+
+class _Walk:
+    """A ``struct hmm_vma_walk`` together with its ``struct mm_walk``."""
+
+    def __init__(self, range_: HmmRange) -> None:
+        self.range = range_
+        self.mm = range_.notifier.mm
+        self.profile = self.mm.kernel
+        self.handler: FaultHandler = self.mm.faults  # type: ignore[assignment]
+        self.last = range_.start
+        self.vma: Vma | None = None
+        self.default_flags = U64(range_.default_flags)
+        self.pfn_flags_mask = U64(range_.pfn_flags_mask)
+        self.pfn_bits = self.profile.swp_pfn_bits[self.mm.levels - 4]
+
+    # -- mm/hmm.c: the outer loop -------------------------------------------------------------
+
+    def hmm_range_fault(self) -> int:
+        guard = LivelockGuard(self.mm)
+        while True:
+            self.range.stats.walks += 1
+            if self.range.notifier.check_retry(self.range.notifier_seq):
+                return -EBUSY
+            ret = self.walk_page_range(self.last, self.range.end)
+            if ret != -EBUSY:
+                return ret
+            guard.restarting_at(self.last)
+
+    # -- mm/pagewalk.c ------------------------------------------------------------------------
+
+    def walk_page_range(self, start: int, end: int) -> int:
+        if start >= end:
+            return -EINVAL
+        while start < end:
+            vma = self.mm.vmas.find(start)
+            if vma is None:
+                self.vma, next_ = None, end
+            elif start < vma.start:
+                self.vma, next_ = None, min(end, vma.start)
+            else:
+                self.vma, next_ = vma, min(end, vma.end)
+                ret = self.hmm_vma_walk_test(start, next_)
+                if ret > 0:
+                    start = next_
+                    continue
+                if ret < 0:
+                    return ret
+            ret = self.walk_vma_piece(start, next_)
+            if ret:
+                return ret
+            start = next_
+        return 0
+
+    def walk_vma_piece(self, start: int, end: int) -> int:
+        if self.vma is None and self.profile.no_vma_single_hole:
+            return self.hmm_vma_walk_hole(start, end)
+        if self.vma is not None and self.vma.is_hugetlb:
+            return self.walk_hugetlb_range(start, end)
+        if self.mm.levels == 5:
+            return self.walk_pgd_range(start, end)
+        return self.walk_p4d_range(self.mm.root_pfn, start, end)
+
+    def walk_pgd_range(self, addr: int, end: int) -> int:
+        while addr < end:
+            next_ = _entry_end(addr, end, 5)
+            entry = self.read(self.mm.root_pfn, addr, 5)
+            if x86.pgd_none(entry) or self.clear_bad(bool(x86.pgd_bad(entry)), addr, 5):
+                ret = self.hmm_vma_walk_hole(addr, next_)
+            else:
+                ret = self.walk_p4d_range(int(x86.table_pfn(entry)), addr, next_)
+            if ret:
+                return ret
+            addr = next_
+        return 0
+
+    def walk_p4d_range(self, table: int, addr: int, end: int) -> int:
+        while addr < end:
+            next_ = _entry_end(addr, end, 4)
+            entry = self.read(table, addr, 4)
+            if x86.entry_none(entry) or self.clear_bad(bool(x86.p4d_bad(entry)), addr, 4):
+                ret = self.hmm_vma_walk_hole(addr, next_)
+            else:
+                ret = self.walk_pud_range(int(x86.table_pfn(entry)), addr, next_)
+            if ret:
+                return ret
+            addr = next_
+        return 0
+
+    def walk_pud_range(self, table: int, addr: int, end: int) -> int:
+        while addr < end:
+            next_ = _entry_end(addr, end, 3)
+            ret = self.walk_pud(table, addr, next_)
+            if ret:
+                return ret
+            addr = next_
+        return 0
+
+    def walk_pud(self, table: int, addr: int, end: int) -> int:
+        while True:
+            entry = self.read(table, addr, 3)
+            if x86.entry_none(entry) or self.vma is None:
+                return self.hmm_vma_walk_hole(addr, end)
+            descend, ret = self.hmm_vma_walk_pud(entry, addr, end)
+            if ret or not descend:
+                return ret
+            if x86.entry_trans_huge(entry) or x86.entry_devmap(entry):
+                # __split_huge_pud: without a file page behind it nothing is left
+                self.range.stats.splits += 1
+                self.mm.set_entry(addr, 3, 0)
+                continue
+            return self.walk_pmd_range(int(x86.table_pfn(entry)), addr, end)
+
+    def walk_pmd_range(self, table: int, addr: int, end: int) -> int:
+        while addr < end:
+            next_ = _entry_end(addr, end, 2)
+            entry = self.read(table, addr, 2)
+            if x86.entry_none(entry):
+                ret = self.hmm_vma_walk_hole(addr, next_)
+            else:
+                ret = self.hmm_vma_walk_pmd(entry, addr, next_)
+            if ret:
+                return ret
+            addr = next_
+        return 0
+
+    def walk_hugetlb_range(self, addr: int, end: int) -> int:
+        assert self.vma is not None
+        size = 1 << self.vma.page_shift
+        while addr < end:
+            next_ = min((addr & -size) + size, end)
+            entry = self.huge_pte_offset(addr)
+            if entry is None:
+                ret = self.hmm_vma_walk_hole(addr, next_)
+            else:
+                ret = self.hmm_vma_walk_hugetlb_entry(entry, addr, next_)
+            if ret:
+                return ret
+            addr = next_
+        return 0
+
+    def huge_pte_offset(self, addr: int) -> np.uint64 | None:
+        assert self.vma is not None
+        table = self.mm.root_pfn
+        leaf = 3 if self.vma.page_shift == 30 else 2
+        for level in range(self.mm.levels, leaf, -1):
+            entry = self.read(table, addr, level)
+            if not x86.entry_present(entry):
+                return None
+            table = int(x86.table_pfn(entry))
+        return self.read(table, addr, leaf)
+
+    def clear_bad(self, bad: bool, addr: int, level: int) -> bool:
+        if bad:
+            self.mm.set_entry(addr, level, 0)
+        return bad
+
+    def read(self, table: int, addr: int, level: int) -> np.uint64:
+        return self.table(table, addr, level)[addr >> level_shift(level) & 511]
+
+    def table(self, table: int, addr: int, level: int) -> np.ndarray:
+        try:
+            return self.mm.page_tables.page(table)
+        except KeyError:
+            raise ValueError(
+                f"the walk of va {addr:#x} needs the table of level {level} with PFN {table:#x}, which is missing"
+            ) from None
+
+    # -- mm/hmm.c: the callbacks --------------------------------------------------------------
+
+    def hmm_vma_walk_test(self, start: int, end: int) -> int:
+        assert self.vma is not None
+        if not self.vma.flags & (VM_IO | VM_PFNMAP) and self.vma.flags & VM_READ:
+            return 0
+        if self.hmm_range_need_fault(start, end, 0):
+            return -EFAULT
+        self.hmm_pfns_fill(start, end, _ERROR)
+        return 1
+
+    def hmm_vma_walk_hole(self, addr: int, end: int) -> int:
+        required_fault = self.hmm_range_need_fault(addr, end, 0)
+        if self.vma is None:
+            if required_fault:
+                return -EFAULT
+            self.hmm_pfns_fill(addr, end, _ERROR)
+            return 0
+        if required_fault:
+            return self.hmm_vma_fault(addr, end, required_fault)
+        self.hmm_pfns_fill(addr, end, 0)
+        return 0
+
+    def hmm_vma_walk_pud(self, entry: np.uint64, addr: int, end: int) -> tuple[bool, int]:
+        """Return whether the walk goes on below this PUD, and the return code."""
+        if not (x86.entry_trans_huge(entry) or x86.entry_devmap(entry)):
+            return True, 0
+        if not (x86.pud_huge(entry) and x86.entry_devmap(entry)):
+            return True, 0
+        if not x86.entry_present(entry):
+            return False, self.hmm_vma_walk_hole(addr, end)
+        cpu_flags = _write_flags(entry) | 18 << _ORDER_SHIFT
+        required_fault = self.hmm_range_need_fault(addr, end, cpu_flags)
+        if required_fault:
+            return False, self.hmm_vma_fault(addr, end, required_fault)
+        pfn = int(x86.pud_pfn(entry)) + ((addr & ((1 << 30) - 1)) >> 12)
+        self.hmm_pfns_fill(addr, end, pfn, cpu_flags)
+        return False, 0
+
+    def hmm_vma_walk_pmd(self, entry: np.uint64, start: int, end: int) -> int:
+        if not x86.pmd_present(entry) and self.is_migration_type(int(x86.swp_type(entry))):
+            if self.hmm_range_need_fault(start, end, 0):
+                self.last = start
+                self.range.stats.migration_waits += 1
+                self.handler.migration_entry_wait(self.mm, start & -(1 << 21), 2)
+                return -EBUSY
+            self.hmm_pfns_fill(start, end, 0)
+            return 0
+        if not x86.pmd_present(entry):
+            return self.error_or_efault(start, end)
+        if x86.entry_devmap(entry) or x86.entry_trans_huge(entry):
+            return self.hmm_vma_handle_pmd(entry, start, end)
+        if x86.pmd_bad(entry, U64(self.profile.pmd_bad_ignores)):
+            return self.error_or_efault(start, end)
+        ptes = self.table(int(x86.table_pfn(entry)), start, 1)
+        for addr in range(start, end, 4096):
+            ret = self.hmm_vma_handle_pte(ptes[addr >> 12 & 511], addr, end)
+            if ret:
+                return ret
+        return 0
+
+    def error_or_efault(self, start: int, end: int) -> int:
+        if self.hmm_range_need_fault(start, end, 0):
+            return -EFAULT
+        self.hmm_pfns_fill(start, end, _ERROR)
+        return 0
+
+    def hmm_vma_handle_pmd(self, entry: np.uint64, addr: int, end: int) -> int:
+        cpu_flags = 0 if x86.entry_protnone(entry) else _write_flags(entry) | 9 << _ORDER_SHIFT
+        required_fault = self.hmm_range_need_fault(addr, end, cpu_flags)
+        if required_fault:
+            return self.hmm_vma_fault(addr, end, required_fault)
+        pfn = int(x86.pmd_pfn(entry)) + ((addr & ((1 << 21) - 1)) >> 12)
+        self.hmm_pfns_fill(addr, end, pfn, cpu_flags)
+        return 0
+
+    def hmm_vma_handle_pte(self, pte: np.uint64, addr: int, end: int) -> int:
+        i = (addr - self.range.start) >> 12
+        if self.pte_none(pte):
+            required_fault = self.need_fault(i, 0)
+            if required_fault:
+                return self.hmm_vma_fault(addr, end, required_fault)
+            self.range.hmm_pfns[i] = 0
+            return 0
+
+        if not x86.pte_present(pte):
+            return self.hmm_vma_handle_swap_pte(pte, addr, end)
+
+        cpu_flags = _pte_to_hmm_pfn_flags(pte)
+        required_fault = self.need_fault(i, cpu_flags)
+        if required_fault:
+            return self.hmm_vma_fault(addr, end, required_fault)
+        if not self.vm_normal_page(pte) and not x86.entry_devmap(pte) and x86.pte_pfn(pte) != self.mm.zero_pfn:
+            if self.need_fault(i, 0):
+                return -EFAULT
+            self.range.hmm_pfns[i] = _ERROR
+            return 0
+        self.range.hmm_pfns[i] = int(x86.pte_pfn(pte)) | cpu_flags
+        return 0
+
+    def hmm_vma_handle_swap_pte(self, pte: np.uint64, addr: int, end: int) -> int:
+        i = (addr - self.range.start) >> 12
+        profile = self.profile
+        swp_type = int(x86.swp_type(pte))
+        is_device_private = swp_type in (profile.swp_device_write, profile.swp_device_read)
+        if is_device_private:
+            pfn = int(x86.swp_offset(pte)) & ((1 << self.pfn_bits) - 1)
+            if self.owner(pfn) == self.range.dev_private_owner:
+                write = _WRITE if swp_type == profile.swp_device_write else 0
+                self.range.hmm_pfns[i] = pfn | _VALID | write
+                return 0
+
+        required_fault = self.need_fault(i, 0)
+        if not required_fault:
+            self.range.hmm_pfns[i] = 0
+            return 0
+        if swp_type < profile.max_swapfiles:
+            return self.hmm_vma_fault(addr, end, required_fault)
+        if is_device_private and profile.foreign_device_private_faults:
+            return self.hmm_vma_fault(addr, end, required_fault)
+        if swp_type in (profile.swp_device_exclusive_write, profile.swp_device_exclusive_read):
+            return self.hmm_vma_fault(addr, end, required_fault)
+        if self.is_migration_type(swp_type):
+            self.last = addr
+            self.range.stats.migration_waits += 1
+            self.handler.migration_entry_wait(self.mm, addr, 1)
+            return -EBUSY
+        return -EFAULT
+
+    def hmm_vma_walk_hugetlb_entry(self, entry: np.uint64, start: int, end: int) -> int:
+        assert self.vma is not None
+        order = self.vma.page_shift - 12
+        i = (start - self.range.start) >> 12
+        cpu_flags = _pte_to_hmm_pfn_flags(entry) | order << _ORDER_SHIFT
+        required_fault = self.need_fault(i, cpu_flags)
+        if required_fault:
+            return self.hmm_vma_fault(start, end, required_fault)
+        pfn = int(x86.pte_pfn(entry)) + ((start & ((1 << self.vma.page_shift) - 1)) >> 12)
+        self.hmm_pfns_fill(start, end, pfn, cpu_flags)
+        return 0
+
+    def hmm_vma_fault(self, addr: int, end: int, required_fault: int) -> int:
+        assert self.vma is not None
+        self.last = addr
+        fault_flags = FAULT_FLAG_REMOTE
+        if required_fault & int(HMM_NEED_WRITE_FAULT):
+            if not self.vma.flags & VM_WRITE:
+                return -EPERM
+            fault_flags |= FAULT_FLAG_WRITE
+        for va in range(addr, end, 4096):
+            self.range.stats.faults += 1
+            if self.handler.handle_mm_fault(self.mm, self.vma, va, fault_flags) & VM_FAULT_ERROR:
+                return -EFAULT
+        return -EBUSY
+
+    # -- what the callbacks ask ---------------------------------------------------------------
+
+    def need_fault(self, i: int, cpu_flags: int) -> int:
+        return int(
+            hmm_pte_need_fault(self.range.hmm_pfns[i], U64(cpu_flags), self.default_flags, self.pfn_flags_mask)
+        )
+
+    def hmm_range_need_fault(self, start: int, end: int, cpu_flags: int) -> int:
+        if not (self.default_flags | self.pfn_flags_mask) & HMM_PFN_REQ_FAULT:
+            return 0
+        first = (start - self.range.start) >> 12
+        required_fault = 0
+        for i in range(first, first + ((end - start) >> 12)):
+            required_fault |= self.need_fault(i, cpu_flags)
+            if required_fault == HMM_NEED_ALL_BITS:
+                break
+        return required_fault
+
+    def hmm_pfns_fill(self, start: int, end: int, word: int, cpu_flags: int | None = None) -> None:
+        """Store ``word`` in every page, or with ``cpu_flags`` the PFNs that count up from it."""
+        first, last = (start - self.range.start) >> 12, (end - self.range.start) >> 12
+        if cpu_flags is None:
+            self.range.hmm_pfns[first:last] = word
+        else:
+            pfns = np.arange(word, word + last - first, dtype=np.uint64)
+            self.range.hmm_pfns[first:last] = pfns | U64(cpu_flags)
+
+    def pte_none(self, pte: np.uint64) -> bool:
+        """pte_none, and from v5.19 on pte_none_mostly, which takes markers for none."""
+        if x86.entry_none(pte):
+            return True
+        return not x86.pte_present(pte) and int(x86.swp_type(pte)) == self.profile.swp_pte_marker
+
+    def is_migration_type(self, swp_type: int) -> bool:
+        profile = self.profile
+        return swp_type in (
+            profile.swp_migration_read,
+            profile.swp_migration_read_exclusive,
+            profile.swp_migration_write,
+        )
+
+    def vm_normal_page(self, pte: np.uint64) -> bool:
+        """True if a struct page stands behind the PTE (mm/memory.c:vm_normal_page)."""
+        return not x86.pte_special(pte) and int(x86.pte_pfn(pte)) <= self.mm.highest_memmap_pfn
+
+    def owner(self, pfn: int) -> int | None:
+        """Return the owner of a device-private page, None if there is none."""
+        for first, end, owner in self.mm.device_private.tolist():
+            if first <= pfn < end:
+                return int(owner)
+        return None
+
+
+def _entry_end(addr: int, end: int, level: int) -> int:
+    """p4d_addr_end and kin: where the entry of ``level`` over ``addr`` ends, at most ``end``."""
+    size = 1 << level_shift(level)
+    return min((addr & -size) + size, end)
+
+
+def _write_flags(entry: np.uint64) -> int:
+    return _VALID | _WRITE if x86.entry_write(entry) else _VALID
+
+
+def _pte_to_hmm_pfn_flags(pte: np.uint64) -> int:
+    if x86.entry_none(pte) or not x86.pte_present(pte) or x86.entry_protnone(pte):
+        return 0
+    return _write_flags(pte)

@@ -1,0 +1,38 @@
+"""The one decorator of code that the CPU and the CUDA back end compile from the same source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Every shared function and the numba signature that its types must have on each target.
+CONTRACTS: dict[Callable[..., Any], str] = {}
+
+_registered: set[Callable[..., Any]] = set()
+
+
+def shared(signature: str) -> Callable[[F], F]:
+    """Mark a function over ``uint64`` as compiled for every target.
+
+    ``signature`` is the contract that ``tests/test_types.py`` holds the inferred types against.
+    The function itself is returned: plain Python calls it as it stands, and importing it needs no
+    numba.  Back ends call :func:`register` before they compile.
+    """
+
+    def mark(function: F) -> F:
+        CONTRACTS[function] = signature
+        return function
+
+    return mark
+
+
+def register() -> None:
+    """Make every shared function that was imported so far callable from ``njit`` and ``cuda.jit`` code."""
+    from numba.extending import register_jitable
+
+    for function in CONTRACTS:
+        if function not in _registered:
+            register_jitable(function)
+            _registered.add(function)

@@ -1,0 +1,325 @@
+"""AddressSpace: the ``mm_struct`` that ``hmm_range_fault()`` walks.
+
+It joins raw page tables, VMAs, a kernel profile, interval notifiers and a fault handler, and is
+built from given tables or from nothing with :meth:`AddressSpace.mmap` and
+:meth:`AddressSpace.map_pfns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuhmm import x86
+from gpuhmm.notifier import MmuIntervalNotifier, NotifierSubscriptions
+from gpuhmm.profile import KernelProfile, kernel_profile
+from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
+from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma, VmaList
+from gpuhmm.x86 import level_shift
+
+#: The huge zero page before anybody allocated it.
+NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
+
+_PROT = VM_READ | VM_WRITE | VM_EXEC
+
+
+class AddressSpace:
+    """Raw x86-64 page tables, VMAs and everything else that a walk consults.
+
+    ``AddressSpace()`` is empty; :meth:`from_tables` takes the pages of a real one.  ``faults`` is a
+    :class:`gpuhmm.FaultHandler`; without one, gpuhmm's own model of ``handle_mm_fault()`` serves.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: int = 4,
+        root_pfn: int = 1,
+        vmas: Iterable[Vma] = (),
+        kernel: str | KernelProfile = "v5.18",
+        zero_pfn: int = 0x1A5F,
+        huge_zero_pfn: int = NO_PFN,
+        highest_memmap_pfn: int = x86.MAX_PFN - 1,
+        device_private: Iterable[tuple[int, int, int]] = (),
+        faults: object | None = None,
+        page_tables: PageTables | None = None,
+    ) -> None:
+        self.kernel = kernel_profile(kernel)
+        self.page_tables = PageTables(levels, root_pfn) if page_tables is None else page_tables
+        self.levels = levels
+        self.root_pfn = root_pfn
+        check_pfn("zero_pfn", zero_pfn)
+        check_pfn("highest_memmap_pfn", highest_memmap_pfn)
+        if huge_zero_pfn != NO_PFN:
+            check_pfn("huge_zero_pfn", huge_zero_pfn)
+        self.zero_pfn = zero_pfn
+        self.huge_zero_pfn = huge_zero_pfn
+        self.highest_memmap_pfn = highest_memmap_pfn
+        self.device_private = _owner_table(device_private)
+        self.vmas = VmaList(vmas)
+        for vma in self.vmas:
+            self._check_top(vma.end)
+        self.subscriptions = NotifierSubscriptions()
+        self._faults = faults
+
+    @classmethod
+    def from_tables(
+        cls,
+        *,
+        levels: int,
+        root_pfn: int,
+        table_pfns: Words,
+        tables: Words,
+        vmas: Iterable[Vma],
+        kernel: str | KernelProfile = "v5.18",
+        zero_pfn: int = 0x1A5F,
+        huge_zero_pfn: int = NO_PFN,
+        highest_memmap_pfn: int = x86.MAX_PFN - 1,
+        device_private: Iterable[tuple[int, int, int]] = (),
+        faults: object | None = None,
+    ) -> AddressSpace:
+        """Return the space of given page-table pages; they are copied.
+
+        ``table_pfns`` is uint64[n] in any order, ``tables`` uint64[n, 512] the raw entries of each,
+        ``device_private`` rows of (first PFN, end PFN, owner).  ValueError for tables that form no
+        tree (see :meth:`PageTables.from_pages`), overlapping VMAs and PFNs beyond 52 bits.
+        """
+        profile = kernel_profile(kernel)
+        made = PageTables.from_pages(levels, int(root_pfn), table_pfns, tables, profile.pmd_bad_ignores)
+        return cls(
+            levels=levels,
+            root_pfn=int(root_pfn),
+            vmas=vmas,
+            kernel=profile,
+            zero_pfn=int(zero_pfn),
+            huge_zero_pfn=int(huge_zero_pfn),
+            highest_memmap_pfn=int(highest_memmap_pfn),
+            device_private=device_private,
+            faults=faults,
+            page_tables=made,
+        )
+
+    @property
+    def task_size(self) -> int:
+        """The first address that the page tables cannot translate: 2^48 or 2^57."""
+        return 1 << (12 + 9 * self.levels)
+
+    @property
+    def faults(self) -> object:
+        """The handler of faults; the default model is made when it is first asked for."""
+        if self._faults is None:
+            from gpuhmm.fault_model import FaultModel
+
+            self._faults = FaultModel()
+        return self._faults
+
+    @faults.setter
+    def faults(self, handler: object | None) -> None:
+        self._faults = handler
+
+    # -- entries ------------------------------------------------------------------------------
+
+    def entry(self, va: int, level: int) -> int:
+        """Return the raw entry of ``level`` (1 PTE, 2 PMD, 3 PUD, 4, 5) over ``va``; 0 without a table."""
+        return self.page_tables.entry(int(va), level)
+
+    def set_entry(self, va: int, level: int, value: int) -> None:
+        """Store a raw entry; one that points to an unknown table PFN adds an empty table.
+
+        ValueError where no table covers ``va`` at that level.
+        """
+        self.page_tables.set_entry(int(va), level, int(value))
+
+    def tables(self) -> tuple[Words, Words]:
+        """Return a copy of all table pages: their PFNs, uint64[n], and entries, uint64[n, 512]."""
+        return self.page_tables.pages()
+
+    # -- notifiers ----------------------------------------------------------------------------
+
+    def notifier(self, start: int, end: int) -> MmuIntervalNotifier:
+        """Return a new interval notifier over ``[start, end)``.  ValueError for an empty range."""
+        if not 0 <= start < end:
+            raise ValueError(f"a notifier must cover start < end (got {start:#x}, {end:#x})")
+        return MmuIntervalNotifier(self, int(start), int(end))
+
+    # -- building a space from nothing --------------------------------------------------------
+
+    def mmap(self, start: int, end: int, flags: int = VM_READ | VM_WRITE, page_shift: int = 12) -> Vma:
+        """Add a VMA over ``[start, end)`` and return it.  ValueError if it overlaps another."""
+        vma = Vma(start, end, flags, page_shift)
+        self._check_top(end)
+        self.vmas.add(vma)
+        return vma
+
+    def munmap(self, start: int, end: int) -> None:
+        """Remove areas and clear entries in ``[start, end)``; notifiers over it are invalidated.
+
+        ValueError where the ends are unaligned, cut a hugetlb page or a huge mapping.
+        """
+        self._check_range(start, end)
+        pieces = list(self._leaf_pieces(start, end))
+        with self.subscriptions.invalidate_range(start, end):
+            self.vmas.remove(start, end)
+            for level, row, slot, count, _ in pieces:
+                self._store(level, row, slot, np.zeros(count, dtype=np.uint64))
+
+    def mprotect(self, start: int, end: int, prot: int) -> None:
+        """Set VM_READ, VM_WRITE and VM_EXEC of ``[start, end)`` and narrow its entries accordingly.
+
+        Entries lose RW without VM_WRITE, and become PROTNONE without any of the three; in a shared
+        area they gain nothing until the next fault.  Notifiers over the range are invalidated.
+        """
+        self._check_range(start, end)
+        if prot & ~_PROT:
+            raise ValueError(f"prot must be made of VM_READ, VM_WRITE and VM_EXEC (got {prot:#x})")
+        pieces = list(self._leaf_pieces(start, end))
+        with self.subscriptions.invalidate_range(start, end):
+            self.vmas.set_flags(start, end, ~_PROT, prot)
+            for level, row, slot, count, _ in pieces:
+                pool = self.page_tables.leaf if level == 1 else self.page_tables.upper
+                self._store(level, row, slot, _protected(pool[row, slot : slot + count].copy(), prot))
+
+    def map_pfns(self, va: int, pfns: Words, *, level: int = 1, flags: int | None = None) -> None:
+        """Map consecutive pages from ``va`` on: at 4 KiB (level 1), 2 MiB (2) or 1 GiB (3).
+
+        ``pfns`` is uint64[n], the first PFN of each page.  ``flags`` are the raw bits beside the
+        PFN; without them they follow from the VMA at ``va``: young, dirty, writable in a writable
+        area.  Tables that are missing are made.  ValueError for PFNs that are unaligned or beyond
+        52 bits, and where a table of smaller pages stands in the way.
+        """
+        check_array("pfns", pfns, (None,))
+        if level not in (1, 2, 3):
+            raise ValueError(f"level must be 1 (4 KiB), 2 (2 MiB) or 3 (1 GiB) (got {level})")
+        size = 1 << level_shift(level)
+        if va % size:
+            raise ValueError(f"va must be a multiple of the page size {size:#x} (got {va:#x})")
+        self._check_top(va + size * len(pfns))
+        if len(pfns) and (int(pfns.max()) >= x86.MAX_PFN or (pfns & np.uint64((size >> 12) - 1)).any()):
+            raise ValueError(f"pfns must lie below 2^40 and be multiples of {size >> 12:#x}")
+        if flags is None:
+            flags = self._default_flags(va, level)
+        entries = (pfns << x86.PAGE_SHIFT) | np.uint64(flags)
+        for row, slot, done, count in self._rows(va, len(pfns), level):
+            if level > 1 and (self.page_tables.child[row, slot : slot + count] != NO_CHILD).any():
+                raise ValueError(f"tables of smaller pages stand where {size:#x} pages are mapped at {va:#x}")
+            self._store(level, row, slot, entries[done : done + count])
+
+    def new_table_pfn(self) -> int:
+        """Return a PFN that no table has, for a table to come."""
+        known = self.page_tables
+        pfn = self._table_pfn if hasattr(self, "_table_pfn") else self.root_pfn
+        while pfn in known.where or pfn in known.unreached:
+            pfn = pfn + 1 if pfn + 1 < x86.MAX_PFN else 1
+        self._table_pfn = pfn
+        return pfn
+
+    def make_tables(self, va: int, level: int) -> None:
+        """Make every missing table on the way to the entry of ``level`` over ``va`` (__pmd_alloc and kin)."""
+        for upper in range(self.levels, level, -1):
+            value = self.entry(va, upper)
+            if value & ~int(x86.KNL_ERRATUM_MASK):
+                if self.page_tables.row(va, upper - 1) == NO_CHILD:
+                    raise ValueError(f"the level {upper} entry {value:#x} over va {va:#x} is no table")
+                continue
+            self.set_entry(va, upper, self.new_table_pfn() << 12 | int(x86.PAGE_TABLE))
+
+    def _rows(self, va: int, npages: int, level: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (row, slot, pages before, pages) for each table under ``npages`` pages, making tables."""
+        done = 0
+        while done < npages:
+            at = va + (done << level_shift(level))
+            self.make_tables(at, level)
+            slot = at >> level_shift(level) & 511
+            count = min(512 - slot, npages - done)
+            yield self.page_tables.row(at, level), slot, done, count
+            done += count
+
+    def _leaf_pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield (level, row, slot, entries, va) for the leaves and holes in ``[start, end)``."""
+        va = start
+        while va < end:
+            level = self.levels
+            while level > 1 and self.page_tables.row(va, level - 1) != NO_CHILD:
+                level -= 1
+            shift = level_shift(level)
+            if level == 1:
+                last = min(end, (va | 0x1F_FFFF) + 1)
+                yield 1, self.page_tables.row(va, 1), va >> 12 & 511, (last - va) >> 12, va
+                va = last
+                continue
+            value = self.entry(va, level)
+            whole = va % (1 << shift) == 0 and va + (1 << shift) <= end
+            if value and level <= 3:
+                if not whole:
+                    raise ValueError(f"[{start:#x}, {end:#x}) must not cut the huge mapping at va {va:#x}")
+                yield level, self.page_tables.row(va, level), va >> shift & 511, 1, va
+            va = ((va >> shift) + 1) << shift
+
+    def _store(self, level: int, row: int, slot: int, entries: Words) -> None:
+        if level == 1:
+            self.page_tables.store_leaf(row, slot, entries)
+        else:
+            self.page_tables.store_upper(row, slot, entries)
+
+    def _default_flags(self, va: int, level: int) -> int:
+        vma = self.vmas.lookup(va)
+        if vma is None:
+            raise ValueError(f"va {va:#x} must lie in a VMA, or flags be given")
+        flags = vm_page_prot(vma.flags) | int(x86.PAGE_ACCESSED)
+        if vma.flags & VM_WRITE:
+            flags |= int(x86.PAGE_RW | x86.PAGE_DIRTY)
+        return flags | (int(x86.PAGE_PSE) if level > 1 else 0)
+
+    def _check_top(self, end: int) -> None:
+        if end > self.task_size:
+            raise ValueError(f"addresses must lie below {self.task_size:#x} (got {end:#x})")
+
+    def _check_range(self, start: int, end: int) -> None:
+        if start % 4096 or end % 4096 or not 0 <= start < end:
+            raise ValueError(f"a range must be page aligned, start < end (got {start:#x}, {end:#x})")
+        self._check_top(end)
+
+
+def vm_page_prot(vm_flags: int) -> int:
+    """Return the protection bits of a fresh entry in an area of these flags.
+
+    A private writable area has no RW: the first write copies.  Source:
+    arch/x86/include/asm/pgtable_types.h (v5.18).
+    """
+    if not vm_flags & _PROT:
+        return int(x86.PAGE_ACCESSED | x86.PAGE_PROTNONE)
+    prot = int(x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_ACCESSED)
+    if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
+        prot |= int(x86.PAGE_RW)
+    return prot if vm_flags & VM_EXEC else prot | int(x86.PAGE_NX)
+
+
+def _protected(entries: Words, prot: int) -> Words:
+    """Return present entries as ``change_protection`` leaves them; others stay as they are."""
+    present = (entries & (x86.PAGE_PRESENT | x86.PAGE_PROTNONE)) != 0
+    inverted = present & ((entries & x86.PAGE_PRESENT) == 0)
+    upright = np.where(inverted, entries ^ x86.PTE_PFN_MASK, entries)
+    keep = upright & ~(x86.PAGE_PRESENT | x86.PAGE_RW | x86.PAGE_USER | x86.PAGE_PROTNONE | x86.PAGE_NX)
+    changed = keep | np.uint64(vm_page_prot(prot))
+    if prot & VM_WRITE:
+        changed |= upright & x86.PAGE_RW
+    if not prot:
+        changed ^= x86.PTE_PFN_MASK
+    return np.where(present, changed, entries)
+
+
+def _owner_table(device_private: Iterable[tuple[int, int, int]]) -> npt.NDArray[np.uint64]:
+    """Return uint64[n, 3], sorted: first PFN, end PFN, owner.  ValueError for empty or overlapping rows."""
+    rows = sorted((int(first), int(end), int(owner)) for first, end, owner in device_private)
+    for first, end, owner in rows:
+        if not 0 <= first < end <= 1 << 50 or not 0 <= owner < 1 << 64:
+            raise ValueError(
+                "device_private must hold (first PFN, end PFN, owner) with first < end <= 2^50 and "
+                f"a 64-bit owner (got {first:#x}, {end:#x}, {owner:#x})"
+            )
+    for left, right in zip(rows, rows[1:], strict=False):
+        if right[0] < left[1]:
+            raise ValueError(f"device_private ranges must not overlap (got {left} and {right})")
+    return np.array(rows, dtype=np.uint64).reshape(-1, 3)

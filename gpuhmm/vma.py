@@ -1,0 +1,141 @@
+"""Virtual memory areas: Linux's vm_flags, one area, and the sorted list of them.
+
+Source: include/linux/mm.h, mm/mmap.c (v5.18).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+VM_READ = 0x1
+VM_WRITE = 0x2
+VM_EXEC = 0x4
+VM_SHARED = 0x8
+VM_PFNMAP = 0x400
+VM_IO = 0x4000
+VM_HUGETLB = 0x400000
+VM_MIXEDMAP = 0x1000_0000
+VM_HUGEPAGE = 0x2000_0000
+VM_NOHUGEPAGE = 0x4000_0000
+
+PAGE_SHIFTS = (12, 21, 30)
+
+
+@dataclass(frozen=True, order=True)
+class Vma:
+    """One ``vm_area_struct``: ``[start, end)`` in bytes, Linux vm_flags, log2 of its page size.
+
+    ``page_shift`` is 12, or 21 or 30 in a hugetlb area.  ValueError for unaligned or empty ones.
+    """
+
+    start: int
+    end: int
+    flags: int
+    page_shift: int = 12
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "flags", "page_shift"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        if self.page_shift not in PAGE_SHIFTS:
+            raise ValueError(f"page_shift of a VMA must be one of {PAGE_SHIFTS} (got {self.page_shift})")
+        if not 0 <= self.start < self.end <= 1 << 57:
+            raise ValueError(
+                f"a VMA must have 0 <= start < end <= 2^57 (got start {self.start:#x}, end {self.end:#x})"
+            )
+        if (self.start | self.end) & ((1 << self.page_shift) - 1):
+            raise ValueError(
+                f"a VMA must start and end on a multiple of its page size {1 << self.page_shift:#x} "
+                f"(got start {self.start:#x}, end {self.end:#x})"
+            )
+        if not 0 <= self.flags < 1 << 64:
+            raise ValueError(f"flags of a VMA must fit in 64 bits (got {self.flags:#x})")
+
+    @property
+    def is_hugetlb(self) -> bool:
+        """True where the pages come from a hugetlb pool."""
+        return self.page_shift != 12
+
+
+class VmaList:
+    """The areas of one address space, sorted and disjoint, with their columns as arrays.
+
+    Iterating yields :class:`Vma`.  ValueError when areas overlap.
+    """
+
+    def __init__(self, vmas: Iterable[Vma] = ()) -> None:
+        self._vmas: list[Vma] = []
+        self._replace(sorted(vmas))
+
+    def _replace(self, vmas: list[Vma]) -> None:
+        for left, right in zip(vmas, vmas[1:], strict=False):
+            if right.start < left.end:
+                raise ValueError(
+                    f"VMAs must not overlap (got [{left.start:#x}, {left.end:#x}) "
+                    f"and [{right.start:#x}, {right.end:#x}))"
+                )
+        self._vmas = vmas
+        self._starts = [vma.start for vma in vmas]
+        self._columns: npt.NDArray[np.uint64] | None = None
+
+    def __iter__(self) -> Iterator[Vma]:
+        return iter(self._vmas)
+
+    def __len__(self) -> int:
+        return len(self._vmas)
+
+    def __getitem__(self, index: int) -> Vma:
+        return self._vmas[index]
+
+    def columns(self) -> npt.NDArray[np.uint64]:
+        """Return uint64[4, n]: the starts, ends, flags and page shifts."""
+        if self._columns is None:
+            rows = [(vma.start, vma.end, vma.flags, vma.page_shift) for vma in self._vmas]
+            self._columns = np.ascontiguousarray(np.array(rows, dtype=np.uint64).reshape(-1, 4).T)
+        return self._columns
+
+    def find(self, va: int) -> Vma | None:
+        """Return the first area that ends above ``va``, which may start above it too (find_vma)."""
+        i = bisect_right(self._starts, va)
+        if i and self._vmas[i - 1].end > va:
+            return self._vmas[i - 1]
+        return self._vmas[i] if i < len(self._vmas) else None
+
+    def lookup(self, va: int) -> Vma | None:
+        """Return the area that holds ``va``, or None (vma_lookup)."""
+        vma = self.find(va)
+        return vma if vma is not None and vma.start <= va else None
+
+    def add(self, vma: Vma) -> None:
+        """Add one area.  ValueError if it overlaps another."""
+        self._replace(sorted([*self._vmas, vma]))
+
+    def split_at(self, va: int) -> None:
+        """Make ``va`` a border: cut the area that holds it.  ValueError inside a hugetlb page."""
+        vma = self.lookup(va)
+        if vma is None or vma.start == va:
+            return
+        halves = [replace(vma, end=va), replace(vma, start=va)]
+        self._replace(sorted([other for other in self._vmas if other is not vma] + halves))
+
+    def cover(self, start: int, end: int) -> list[Vma]:
+        """Return the areas that lie in ``[start, end)`` after both ends were made borders."""
+        self.split_at(start)
+        self.split_at(end)
+        return [vma for vma in self._vmas if start <= vma.start and vma.end <= end]
+
+    def remove(self, start: int, end: int) -> None:
+        """Drop everything in ``[start, end)``."""
+        gone = set(self.cover(start, end))
+        self._replace([vma for vma in self._vmas if vma not in gone])
+
+    def set_flags(self, start: int, end: int, keep: int, add: int) -> None:
+        """Set the flags of everything in ``[start, end)`` to ``flags & keep | add``."""
+        inside = set(self.cover(start, end))
+        self._replace(
+            [replace(vma, flags=vma.flags & keep | add) if vma in inside else vma for vma in self._vmas]
+        )

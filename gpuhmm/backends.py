@@ -63,7 +63,9 @@ def hmm_range_fault(range_: HmmRange, backend: str = "auto") -> int:
     elif backend not in BACKENDS or backend == "cuda":
         resolve_backend(backend)
     if range_.on_device and backend != "cuda":
-        raise ArrayTypeError(f"hmm_pfns must be a numpy array for the {backend} back end (got a device array)")
+        raise ArrayTypeError(
+            f"hmm_pfns must be a numpy array for the {backend} back end (got a device array)"
+        )
     module: Any = importlib.import_module(BACKENDS[backend])
     ret: int = module.hmm_range_fault(range_)
     return ret

@@ -29,7 +29,9 @@ _ZERO = np.uint64(0)
 
 
 @shared("uint64(uint64, uint64, uint64, uint64)")
-def hmm_pte_need_fault(pfn_req_flags, cpu_flags, default_flags, pfn_flags_mask):  # type: ignore[no-untyped-def]
+def hmm_pte_need_fault(
+    pfn_req_flags: np.uint64, cpu_flags: np.uint64, default_flags: np.uint64, pfn_flags_mask: np.uint64
+) -> np.uint64:
     """Return the HMM_NEED_* bits of one page: its request against what the CPU page table grants.
 
     Source: mm/hmm.c:hmm_pte_need_fault (v5.18).

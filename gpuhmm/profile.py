@@ -40,7 +40,11 @@ class KernelProfile:
 
     def __post_init__(self) -> None:
         for field, value in vars(self).items():
-            if field.startswith("swp_") and isinstance(value, int) and not (0 <= value < 32 or value == NO_TYPE):
+            if (
+                field.startswith("swp_")
+                and isinstance(value, int)
+                and not (0 <= value < 32 or value == NO_TYPE)
+            ):
                 raise ValueError(f"{field} must be a swap type below 32 or NO_TYPE (got {value})")
 
 

@@ -14,6 +14,9 @@ from gpuhmm.shared import shared
 
 U64 = np.uint64
 
+#: What a predicate returns: numpy's bool in plain Python, a boolean when compiled.
+Truth = bool | np.bool_
+
 ZERO = U64(0)
 ONE = U64(1)
 ALL_ONES = U64(0xFFFF_FFFF_FFFF_FFFF)
@@ -90,103 +93,103 @@ def encode_swap(swp_type: int, offset: int) -> int:
 
 
 @shared("uint64(uint64)")
-def swp_type(entry):  # type: ignore[no-untyped-def]
+def swp_type(entry: np.uint64) -> np.uint64:
     """Return the swap type of a non-present entry."""
     return entry >> _SWP_TYPE_SHIFT
 
 
 @shared("uint64(uint64)")
-def swp_offset(entry):  # type: ignore[no-untyped-def]
+def swp_offset(entry: np.uint64) -> np.uint64:
     """Return the swap offset of a non-present entry, all 50 bits."""
     return (~entry << _SWP_UNUSED) >> _SWP_OFFSET_SHIFT
 
 
 @shared("boolean(uint64)")
-def entry_none(entry):  # type: ignore[no-untyped-def]
+def entry_none(entry: np.uint64) -> Truth:
     """pte_none, pmd_none, pud_none and p4d_none."""
     return (entry & ~KNL_ERRATUM_MASK) == ZERO
 
 
 @shared("boolean(uint64)")
-def entry_present(entry):  # type: ignore[no-untyped-def]
+def entry_present(entry: np.uint64) -> Truth:
     """pud_present, p4d_present and pgd_present: the P bit alone."""
     return (entry & PAGE_PRESENT) != ZERO
 
 
 @shared("boolean(uint64)")
-def pte_present(entry):  # type: ignore[no-untyped-def]
+def pte_present(entry: np.uint64) -> Truth:
     """P or PROTNONE."""
     return (entry & _PRESENT_OR_PROTNONE) != ZERO
 
 
 @shared("boolean(uint64)")
-def pmd_present(entry):  # type: ignore[no-untyped-def]
+def pmd_present(entry: np.uint64) -> Truth:
     """P, PROTNONE or PSE: a PMD whose P is cleared during a split stays present."""
     return (entry & _PMD_PRESENT) != ZERO
 
 
 @shared("boolean(uint64)")
-def entry_protnone(entry):  # type: ignore[no-untyped-def]
+def entry_protnone(entry: np.uint64) -> Truth:
     """pte_protnone and pmd_protnone (CONFIG_NUMA_BALANCING)."""
     return (entry & _PRESENT_OR_PROTNONE) == PAGE_PROTNONE
 
 
 @shared("boolean(uint64)")
-def entry_write(entry):  # type: ignore[no-untyped-def]
+def entry_write(entry: np.uint64) -> Truth:
     """pte_write, pmd_write and pud_write."""
     return (entry & PAGE_RW) != ZERO
 
 
 @shared("boolean(uint64)")
-def entry_devmap(entry):  # type: ignore[no-untyped-def]
+def entry_devmap(entry: np.uint64) -> Truth:
     """pte_devmap, pmd_devmap and pud_devmap."""
     return (entry & PAGE_DEVMAP) != ZERO
 
 
 @shared("boolean(uint64)")
-def entry_trans_huge(entry):  # type: ignore[no-untyped-def]
+def entry_trans_huge(entry: np.uint64) -> Truth:
     """pmd_trans_huge and pud_trans_huge: PSE without DEVMAP."""
     return (entry & _PSE_OR_DEVMAP) == PAGE_PSE
 
 
 @shared("boolean(uint64)")
-def pud_huge(entry):  # type: ignore[no-untyped-def]
+def pud_huge(entry: np.uint64) -> Truth:
     """pud_huge of arch/x86/mm/hugetlbpage.c: not none, and not a plain present table."""
     return (not entry_none(entry)) and (entry & _PRESENT_OR_PSE) != PAGE_PRESENT
 
 
 @shared("boolean(uint64)")
-def pte_special(entry):  # type: ignore[no-untyped-def]
+def pte_special(entry: np.uint64) -> Truth:
     """The SPECIAL software bit."""
     return (entry & PAGE_SPECIAL) != ZERO
 
 
 @shared("boolean(uint64)")
-def pgd_none(entry):  # type: ignore[no-untyped-def]
+def pgd_none(entry: np.uint64) -> Truth:
     """pgd_none where there are five levels; with four it is never asked."""
     return entry == ZERO
 
 
 @shared("boolean(uint64)")
-def pgd_bad(entry):  # type: ignore[no-untyped-def]
+def pgd_bad(entry: np.uint64) -> Truth:
     """pgd_bad with PTI on: USER and NX are ignored, the rest must be exactly _KERNPG_TABLE."""
     return (entry & _UPPER_BAD_IGNORES) != KERNPG_TABLE
 
 
 @shared("boolean(uint64)")
-def p4d_bad(entry):  # type: ignore[no-untyped-def]
+def p4d_bad(entry: np.uint64) -> Truth:
     """p4d_bad with PTI on: any bit beside _KERNPG_TABLE, USER and NX."""
     return (entry & _UPPER_BAD_IGNORES & ~KERNPG_TABLE) != ZERO
 
 
 @shared("boolean(uint64, uint64)")
-def pmd_bad(entry, ignored):  # type: ignore[no-untyped-def]
+def pmd_bad(entry: np.uint64, ignored: np.uint64) -> Truth:
     """pmd_bad; ``ignored`` holds the flags that the kernel leaves out (USER, and A from v6.1 on)."""
     return (entry & ~pmd_pfn_mask(entry) & ~ignored) != (KERNPG_TABLE & ~ignored)
 
 
 @shared("uint64(uint64)")
-def pmd_pfn_mask(entry):  # type: ignore[no-untyped-def]
+def pmd_pfn_mask(entry: np.uint64) -> np.uint64:
     """The bits of a PMD that hold its PFN: those of a 2 MiB page if PSE is set."""
     if (entry & PAGE_PSE) != ZERO:
         return PMD_PFN_MASK
@@ -194,7 +197,7 @@ def pmd_pfn_mask(entry):  # type: ignore[no-untyped-def]
 
 
 @shared("uint64(uint64)")
-def pud_pfn_mask(entry):  # type: ignore[no-untyped-def]
+def pud_pfn_mask(entry: np.uint64) -> np.uint64:
     """The bits of a PUD that hold its PFN: those of a 1 GiB page if PSE is set."""
     if (entry & PAGE_PSE) != ZERO:
         return PUD_PFN_MASK
@@ -202,7 +205,7 @@ def pud_pfn_mask(entry):  # type: ignore[no-untyped-def]
 
 
 @shared("uint64(uint64)")
-def uninverted(entry):  # type: ignore[no-untyped-def]
+def uninverted(entry: np.uint64) -> np.uint64:
     """The entry with its PFN field upright: it is stored inverted where P is 0 (L1TF).
 
     Source: arch/x86/include/asm/pgtable-invert.h:protnone_mask (v5.18).
@@ -213,24 +216,24 @@ def uninverted(entry):  # type: ignore[no-untyped-def]
 
 
 @shared("uint64(uint64)")
-def pte_pfn(entry):  # type: ignore[no-untyped-def]
+def pte_pfn(entry: np.uint64) -> np.uint64:
     """PFN of a PTE, or of a hugetlb entry, which is read as one."""
     return (uninverted(entry) & PTE_PFN_MASK) >> PAGE_SHIFT
 
 
 @shared("uint64(uint64)")
-def pmd_pfn(entry):  # type: ignore[no-untyped-def]
+def pmd_pfn(entry: np.uint64) -> np.uint64:
     """PFN of a huge PMD."""
     return (uninverted(entry) & pmd_pfn_mask(entry)) >> PAGE_SHIFT
 
 
 @shared("uint64(uint64)")
-def pud_pfn(entry):  # type: ignore[no-untyped-def]
+def pud_pfn(entry: np.uint64) -> np.uint64:
     """PFN of a huge PUD."""
     return (uninverted(entry) & pud_pfn_mask(entry)) >> PAGE_SHIFT
 
 
 @shared("uint64(uint64)")
-def table_pfn(entry):  # type: ignore[no-untyped-def]
+def table_pfn(entry: np.uint64) -> np.uint64:
     """PFN of the page-table page that an upper entry points to."""
     return (entry & PTE_PFN_MASK) >> PAGE_SHIFT

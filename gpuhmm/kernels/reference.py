@@ -299,7 +299,11 @@ class _Walk:
         required_fault = self.need_fault(i, cpu_flags)
         if required_fault:
             return self.hmm_vma_fault(addr, end, required_fault)
-        if not self.vm_normal_page(pte) and not x86.entry_devmap(pte) and x86.pte_pfn(pte) != self.mm.zero_pfn:
+        if (
+            not self.vm_normal_page(pte)
+            and not x86.entry_devmap(pte)
+            and x86.pte_pfn(pte) != self.mm.zero_pfn
+        ):
             if self.need_fault(i, 0):
                 return -EFAULT
             self.range.hmm_pfns[i] = _ERROR
@@ -366,7 +370,9 @@ class _Walk:
 
     def need_fault(self, i: int, cpu_flags: int) -> int:
         return int(
-            hmm_pte_need_fault(self.range.hmm_pfns[i], U64(cpu_flags), self.default_flags, self.pfn_flags_mask)
+            hmm_pte_need_fault(
+                self.range.hmm_pfns[i], U64(cpu_flags), self.default_flags, self.pfn_flags_mask
+            )
         )
 
     def hmm_range_need_fault(self, start: int, end: int, cpu_flags: int) -> int:

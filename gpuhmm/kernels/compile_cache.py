@@ -1,0 +1,70 @@
+"""A cache of compiled code that no edit of the package can leave stale.
+
+numba's own cache looks at the file of the compiled function only; the decisions that it calls live
+in other files.  Here the key is a digest of every source file of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import caching
+
+import gpuhmm
+
+
+@cache
+def cache_folder() -> str:
+    """Return the folder of compiled code for the package as it is now."""
+    digest = hashlib.sha256(f"{numba.__version__} {np.__version__}".encode())
+    root = Path(gpuhmm.__file__).parent
+    for source in sorted(root.rglob("*.py")):
+        digest.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
+    base = os.environ.get("GPUHMM_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpuhmm"
+    )
+    return os.path.join(base, digest.hexdigest()[:24])
+
+
+class _PackageLocator(caching.UserWideCacheLocator):  # type: ignore[misc]
+    """Finds the cache by the package's sources."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        self._py_file = py_file
+        self._lineno = py_func.__code__.co_firstlineno
+        self._cache_path = cache_folder()
+
+    def get_source_stamp(self) -> str:
+        return os.path.basename(cache_folder())
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _PackageLocator | None:
+        locator = cls(py_func, py_file)
+        try:
+            locator.ensure_cache_path()
+        except OSError:
+            return None
+        return locator
+
+
+class _PackageCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_PackageLocator,)
+
+
+class _PackageCache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _PackageCacheImpl
+
+
+def cached(dispatcher: Any) -> Any:
+    """Return the dispatcher, now loading and saving its code; as it is where no folder is writable."""
+    try:
+        dispatcher._cache = _PackageCache(dispatcher.py_func)
+    except (RuntimeError, OSError):
+        pass
+    return dispatcher

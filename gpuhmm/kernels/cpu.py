@@ -1,0 +1,143 @@
+"""The CPU back end: the shared decisions over spans of 2 MiB slots, in parallel with numba.
+
+Words are written in place.  A wave is first searched for its first stop, then written below it: the
+entries of one wave stay in the cache in between, so that each moves from memory once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit, prange
+
+from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.kernels.compile_cache import cached
+from gpuhmm.settle import Stop, settle
+from gpuhmm.shared import register
+from gpuhmm.walk.constants import unpack, walk_constants
+from gpuhmm.walk.extent import extent_at
+from gpuhmm.walk.span import NO_STOP, describe_stop, stop_of_span, write_span
+from gpuhmm.x86 import ONE, PMD_SHIFT, U64
+
+if TYPE_CHECKING:
+    from gpuhmm.ranges import HmmRange
+
+register()
+
+#: Pages of one wave: their entries fit in a level 3 cache.
+_WAVE = 1 << 20
+#: Ranges up to this many pages run on one thread: starting threads costs more.
+_SEQUENTIAL_PAGES = 4096
+#: Pieces that a wave is cut into, so that threads finish together.
+_CHUNKS = 32
+
+
+def _chunk(index, chunks, first, past):  # type: ignore[no-untyped-def]
+    """Return the part ``index`` of ``[first, past)``, cut at borders of 2 MiB."""
+    base = first >> PMD_SHIFT
+    slots = ((past - ONE) >> PMD_SHIFT) - base + ONE
+    low = (base + slots * index // chunks) << PMD_SHIFT
+    high = (base + slots * (index + ONE) // chunks) << PMD_SHIFT
+    return max(low, first), min(high, past)
+
+
+_chunk = njit(inline="always")(_chunk)
+
+
+def _stop_of_chunk(index, chunks, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+    low, high = _chunk(index, chunks, first, past)
+    return stop_of_span(low, high, first, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
+
+
+def _write_chunk(index, chunks, first, past, last, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+    low, high = _chunk(index, chunks, first, past)
+    write_span(low, high, last, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
+
+
+_stop_of_chunk = njit(_stop_of_chunk)
+_write_chunk = njit(_write_chunk)
+
+
+def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+    """Write the words of ``[first, past)`` below the first stop; return its address or NO_STOP."""
+    stops = np.empty(chunks, dtype=np.uint64)
+    for i in prange(chunks):
+        stops[i] = _stop_of_chunk(
+            U64(i), U64(chunks), first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns
+        )
+    stop = stops.min()
+    end = min(stop, past)
+    if end > first:
+        for i in prange(chunks):
+            _write_chunk(
+                U64(i), U64(chunks), first, end, first, constants, vmas, owners, upper, child, leaf, hmm_pfns
+            )
+    return stop
+
+
+def _resolve_one(first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+    """The same on one thread."""
+    walk = unpack(constants)
+    stop = stop_of_span(first, past, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+    write_span(first, min(stop, past), first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+    return stop
+
+
+def _describe(va, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+    return describe_stop(va, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
+
+
+def _extent_end(va, constants, vmas, upper, child):  # type: ignore[no-untyped-def]
+    return extent_at(va, va, unpack(constants), vmas, upper, child).end
+
+
+resolve_parallel = cached(njit(_resolve, parallel=True))
+resolve_sequential = cached(njit(_resolve_one))
+describe = cached(njit(_describe))
+extent_end = cached(njit(_extent_end))
+
+
+def hmm_range_fault(range_: HmmRange) -> int:
+    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault`."""
+    return settle(range_, CpuResolver(range_))
+
+
+class CpuResolver:
+    """Resolves waves of one call; see :class:`gpuhmm.settle.Resolver`."""
+
+    def __init__(self, range_: HmmRange) -> None:
+        self.mm = range_.notifier.mm
+        self.constants = walk_constants(range_)
+        self.words = range_.hmm_pfns
+        by_page = range_.pfn_flags_mask & int(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
+        fault = (range_.default_flags | range_.pfn_flags_mask) & int(HMM_PFN_REQ_FAULT)
+        self.cuts_need = bool(by_page and fault)
+        self.max_wave = _WAVE if fault else range_.npages
+        self.first_wave = self.max_wave
+
+    def wave_end(self, va: int) -> int:
+        """Return the end of the extent that ``va - 1`` lies in, where needs are an OR over pages."""
+        if not self.cuts_need:
+            return va
+        tables = self.mm.page_tables
+        return int(
+            extent_end(U64(va - 4096), self.constants, self.mm.vmas.columns(), tables.upper, tables.child)
+        )
+
+    def resolve(self, first: int, past: int) -> Stop | None:
+        """Write the words of ``[first, past)`` below the first stop, in place."""
+        tables = self.mm.page_tables
+        vmas, owners = self.mm.vmas.columns(), self.mm.device_private
+        state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, self.words)
+        if past - first <= _SEQUENTIAL_PAGES << 12:
+            stop = resolve_sequential(U64(first), U64(past), *state)
+        else:
+            chunks = min(_CHUNKS, ((past - 1) >> 21) - (first >> 21) + 1)
+            stop = resolve_parallel(U64(first), U64(past), chunks, *state)
+        if stop == NO_STOP:
+            return None
+        return Stop(int(stop), *map(int, describe(U64(stop), *state)))
+
+    def finish(self, past: int) -> None:
+        """Nothing is left: the words were written in place."""

@@ -76,9 +76,9 @@ def _cuda_device() -> str:
         raise BackendError(
             "the cuda back end needs numba-cuda: pip install 'gpuhmm[cuda13]' (or [cuda12], by your driver)"
         )
-    from numba import cuda
     from numba.core import config
 
+    cuda: Any = importlib.import_module("numba.cuda")
     if config.ENABLE_CUDASIM:
         return "CUDA simulator"
     if not cuda.is_available():

@@ -5,9 +5,9 @@ Source: mm/mmu_notifier.c (v5.18).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from collections.abc import Iterator
 
 if TYPE_CHECKING:
     from gpuhmm.space import AddressSpace

@@ -129,7 +129,8 @@ class _Settlement:
             return 0
         if stop.action == _MISSING:
             raise ValueError(
-                f"the walk of va {stop.va:#x} needs the table behind its level {stop.level} entry, which is missing"
+                f"the walk of va {stop.va:#x} needs the table behind its level {stop.level} entry, "
+                "which is missing"
             )
         return -EFAULT
 
@@ -149,4 +150,4 @@ class _Settlement:
 
     @property
     def handler(self) -> FaultHandler:
-        return self.mm.faults  # type: ignore[return-value]
+        return self.mm.faults

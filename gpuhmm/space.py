@@ -8,11 +8,13 @@ built from given tables or from nothing with :meth:`AddressSpace.mmap` and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuhmm import x86
+from gpuhmm.faults import FaultHandler
 from gpuhmm.notifier import MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.profile import KernelProfile, kernel_profile
 from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
@@ -43,7 +45,7 @@ class AddressSpace:
         huge_zero_pfn: int = NO_PFN,
         highest_memmap_pfn: int = x86.MAX_PFN - 1,
         device_private: Iterable[tuple[int, int, int]] = (),
-        faults: object | None = None,
+        faults: FaultHandler | None = None,
         page_tables: PageTables | None = None,
     ) -> None:
         self.kernel = kernel_profile(kernel)
@@ -63,6 +65,7 @@ class AddressSpace:
             self._check_top(vma.end)
         self.subscriptions = NotifierSubscriptions()
         self._faults = faults
+        self._table_pfn = root_pfn
 
     @classmethod
     def from_tables(
@@ -78,7 +81,7 @@ class AddressSpace:
         huge_zero_pfn: int = NO_PFN,
         highest_memmap_pfn: int = x86.MAX_PFN - 1,
         device_private: Iterable[tuple[int, int, int]] = (),
-        faults: object | None = None,
+        faults: FaultHandler | None = None,
     ) -> AddressSpace:
         """Return the space of given page-table pages; they are copied.
 
@@ -107,7 +110,7 @@ class AddressSpace:
         return 1 << (12 + 9 * self.levels)
 
     @property
-    def faults(self) -> object:
+    def faults(self) -> FaultHandler:
         """The handler of faults; the default model is made when it is first asked for."""
         if self._faults is None:
             from gpuhmm.fault_model import FaultModel
@@ -116,7 +119,7 @@ class AddressSpace:
         return self._faults
 
     @faults.setter
-    def faults(self, handler: object | None) -> None:
+    def faults(self, handler: FaultHandler | None) -> None:
         self._faults = handler
 
     # -- entries ------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ class AddressSpace:
     def new_table_pfn(self) -> int:
         """Return a PFN that no table has, for a table to come."""
         known = self.page_tables
-        pfn = self._table_pfn if hasattr(self, "_table_pfn") else self.root_pfn
+        pfn = self._table_pfn
         while pfn in known.where or pfn in known.unreached:
             pfn = pfn + 1 if pfn + 1 < x86.MAX_PFN else 1
         self._table_pfn = pfn
@@ -319,7 +322,7 @@ def _owner_table(device_private: Iterable[tuple[int, int, int]]) -> npt.NDArray[
                 "device_private must hold (first PFN, end PFN, owner) with first < end <= 2^50 and "
                 f"a 64-bit owner (got {first:#x}, {end:#x}, {owner:#x})"
             )
-    for left, right in zip(rows, rows[1:], strict=False):
+    for left, right in pairwise(rows):
         if right[0] < left[1]:
             raise ValueError(f"device_private ranges must not overlap (got {left} and {right})")
     return np.array(rows, dtype=np.uint64).reshape(-1, 3)

@@ -7,6 +7,7 @@ upper entry stands the row of the table that it points to.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from gpuhmm.errors import ArrayTypeError
 from gpuhmm.x86 import U64, level_shift
 
 Words = npt.NDArray[np.uint64]
+
+Entry = TypeVar("Entry", bound=np.generic)
 
 #: Beside an upper entry that points to no table.
 NO_CHILD = -1
@@ -155,7 +158,7 @@ class PageTables:
         known_level, row = self.where[pfn]
         if known_level != level - 1:
             raise ValueError(
-                f"table PFN {pfn:#x} must not be used at two levels (got level {level - 1} beside {known_level})"
+                f"table PFN {pfn:#x} must not be used at two levels (got {level - 1} beside {known_level})"
             )
         return row
 
@@ -306,7 +309,7 @@ def _is_bad(value: int, level: int, levels: int, pmd_bad_ignores: int) -> bool:
     return bool(x86.pgd_bad(entry) if level == 5 and levels == 5 else x86.p4d_bad(entry))
 
 
-def _grown(pool: npt.NDArray[np.generic], needed: int, fill: int) -> npt.NDArray[np.generic]:
+def _grown(pool: npt.NDArray[Entry], needed: int, fill: int) -> npt.NDArray[Entry]:
     grown = np.full((max(needed, 2 * len(pool)), 512), fill, dtype=pool.dtype)
     grown[: len(pool)] = pool
     return grown
@@ -319,7 +322,10 @@ def check_pfn(name: str, pfn: int) -> None:
 
 
 def check_array(name: str, array: object, shape: tuple[int | None, ...]) -> None:
-    """ArrayTypeError unless ``array`` is uint64 in C order, ValueError unless of ``shape`` (None: any length)."""
+    """ArrayTypeError unless ``array`` is of uint64; ValueError unless of ``shape`` and in C order.
+
+    None in ``shape`` stands for any length.
+    """
     if not isinstance(array, np.ndarray) or array.dtype != np.uint64:
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise ArrayTypeError(f"{name} must be a numpy array of uint64 (got {got})")

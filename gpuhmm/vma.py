@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,7 @@ class VmaList:
         self._replace(sorted(vmas))
 
     def _replace(self, vmas: list[Vma]) -> None:
-        for left, right in zip(vmas, vmas[1:], strict=False):
+        for left, right in pairwise(vmas):
             if right.start < left.end:
                 raise ValueError(
                     f"VMAs must not overlap (got [{left.start:#x}, {left.end:#x}) "

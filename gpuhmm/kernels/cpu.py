@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit, prange
 
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.kernels.compile_cache import cached
 from gpuhmm.settle import Stop, settle
 from gpuhmm.shared import register
-from gpuhmm.walk.constants import unpack, walk_constants
+from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
 from gpuhmm.walk.extent import extent_at
 from gpuhmm.walk.span import NO_STOP, describe_stop, stop_of_span, write_span
 from gpuhmm.x86 import ONE, PMD_SHIFT, U64
@@ -33,7 +32,7 @@ _SEQUENTIAL_PAGES = 4096
 _CHUNKS = 32
 
 
-def _chunk(index, chunks, first, past):  # type: ignore[no-untyped-def]
+def _chunk(index, chunks, first, past):
     """Return the part ``index`` of ``[first, past)``, cut at borders of 2 MiB."""
     base = first >> PMD_SHIFT
     slots = ((past - ONE) >> PMD_SHIFT) - base + ONE
@@ -45,12 +44,12 @@ def _chunk(index, chunks, first, past):  # type: ignore[no-untyped-def]
 _chunk = njit(inline="always")(_chunk)
 
 
-def _stop_of_chunk(index, chunks, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+def _stop_of_chunk(index, chunks, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     low, high = _chunk(index, chunks, first, past)
     return stop_of_span(low, high, first, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
 
 
-def _write_chunk(index, chunks, first, past, last, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+def _write_chunk(index, chunks, first, past, last, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     low, high = _chunk(index, chunks, first, past)
     write_span(low, high, last, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
 
@@ -59,7 +58,7 @@ _stop_of_chunk = njit(_stop_of_chunk)
 _write_chunk = njit(_write_chunk)
 
 
-def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     """Write the words of ``[first, past)`` below the first stop; return its address or NO_STOP."""
     stops = np.empty(chunks, dtype=np.uint64)
     for i in prange(chunks):
@@ -76,7 +75,7 @@ def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, h
     return stop
 
 
-def _resolve_one(first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+def _resolve_one(first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     """The same on one thread."""
     walk = unpack(constants)
     stop = stop_of_span(first, past, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
@@ -84,11 +83,11 @@ def _resolve_one(first, past, constants, vmas, owners, upper, child, leaf, hmm_p
     return stop
 
 
-def _describe(va, constants, vmas, owners, upper, child, leaf, hmm_pfns):  # type: ignore[no-untyped-def]
+def _describe(va, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     return describe_stop(va, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
 
 
-def _extent_end(va, constants, vmas, upper, child):  # type: ignore[no-untyped-def]
+def _extent_end(va, constants, vmas, upper, child):
     return extent_at(va, va, unpack(constants), vmas, upper, child).end
 
 
@@ -110,9 +109,9 @@ class CpuResolver:
         self.mm = range_.notifier.mm
         self.constants = walk_constants(range_)
         self.words = range_.hmm_pfns
-        by_page = range_.pfn_flags_mask & int(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
-        fault = (range_.default_flags | range_.pfn_flags_mask) & int(HMM_PFN_REQ_FAULT)
-        self.cuts_need = bool(by_page and fault)
+        by_name = Walk(*self.constants)
+        fault = bool(may_fault(by_name))
+        self.cuts_need = bool(asks_by_page(by_name))
         self.max_wave = _WAVE if fault else range_.npages
         self.first_wave = self.max_wave
 

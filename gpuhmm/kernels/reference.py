@@ -27,6 +27,7 @@ from gpuhmm.hmm import (
 )
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
+from gpuhmm.tables import Words
 from gpuhmm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE, Vma
 from gpuhmm.x86 import U64, level_shift
 
@@ -48,12 +49,15 @@ class _Walk:
         self.range = range_
         self.mm = range_.notifier.mm
         self.profile = self.mm.kernel
-        self.handler: FaultHandler = self.mm.faults  # type: ignore[assignment]
         self.last = range_.start
         self.vma: Vma | None = None
         self.default_flags = U64(range_.default_flags)
         self.pfn_flags_mask = U64(range_.pfn_flags_mask)
         self.pfn_bits = self.profile.swp_pfn_bits[self.mm.levels - 4]
+
+    @property
+    def handler(self) -> FaultHandler:
+        return self.mm.faults  # not before a fault happens: the default model may be large
 
     # -- mm/hmm.c: the outer loop -------------------------------------------------------------
 
@@ -197,14 +201,14 @@ class _Walk:
         return bad
 
     def read(self, table: int, addr: int, level: int) -> np.uint64:
-        return self.table(table, addr, level)[addr >> level_shift(level) & 511]
+        return U64(self.table(table, addr, level)[addr >> level_shift(level) & 511])
 
-    def table(self, table: int, addr: int, level: int) -> np.ndarray:
+    def table(self, table: int, addr: int, level: int) -> Words:
         try:
             return self.mm.page_tables.page(table)
         except KeyError:
             raise ValueError(
-                f"the walk of va {addr:#x} needs the table of level {level} with PFN {table:#x}, which is missing"
+                f"the walk of va {addr:#x} needs the level {level} table of PFN {table:#x}, which is missing"
             ) from None
 
     # -- mm/hmm.c: the callbacks --------------------------------------------------------------

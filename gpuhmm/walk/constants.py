@@ -47,31 +47,29 @@ def walk_constants(range_: HmmRange) -> npt.NDArray[np.uint64]:
     """Return uint64[21], the fields of :class:`Walk` for one call."""
     mm = range_.notifier.mm
     kernel = mm.kernel
-    fields = Walk(  # type: ignore[call-arg]
-        *(
-            range_.start,
-            range_.end,
-            range_.default_flags,
-            range_.pfn_flags_mask,
-            range_.dev_private_owner,
-            mm.levels,
-            mm.zero_pfn,
-            mm.highest_memmap_pfn,
-            kernel.max_swapfiles,
-            kernel.swp_migration_read,
-            kernel.swp_migration_read_exclusive,
-            kernel.swp_migration_write,
-            kernel.swp_device_write,
-            kernel.swp_device_read,
-            kernel.swp_device_exclusive_write,
-            kernel.swp_device_exclusive_read,
-            kernel.swp_pte_marker,
-            (1 << kernel.swp_pfn_bits[mm.levels - 4]) - 1,
-            kernel.foreign_device_private_faults,
-            kernel.no_vma_single_hole,
-            kernel.pmd_bad_ignores,
-        )
-    )
+    fields = [
+        range_.start,
+        range_.end,
+        range_.default_flags,
+        range_.pfn_flags_mask,
+        range_.dev_private_owner,
+        mm.levels,
+        mm.zero_pfn,
+        mm.highest_memmap_pfn,
+        kernel.max_swapfiles,
+        kernel.swp_migration_read,
+        kernel.swp_migration_read_exclusive,
+        kernel.swp_migration_write,
+        kernel.swp_device_write,
+        kernel.swp_device_read,
+        kernel.swp_device_exclusive_write,
+        kernel.swp_device_exclusive_read,
+        kernel.swp_pte_marker,
+        (1 << kernel.swp_pfn_bits[mm.levels - 4]) - 1,
+        kernel.foreign_device_private_faults,
+        kernel.no_vma_single_hole,
+        kernel.pmd_bad_ignores,
+    ]
     return np.array(fields, dtype=np.uint64)
 
 
@@ -112,4 +110,4 @@ def may_fault(walk: Walk) -> Truth:
 @shared("boolean(Walk)")
 def asks_by_page(walk: Walk) -> Truth:
     """True if the input words matter: else every page makes the request of ``default_flags``."""
-    return (walk.pfn_flags_mask & (HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)) != _ZERO
+    return may_fault(walk) and (walk.pfn_flags_mask & (HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)) != _ZERO

@@ -64,9 +64,7 @@ def has_no_page(pte: np.uint64, walk: Walk) -> Truth:
     """True for a present PTE that no device may map: no struct page, no DAX, not the zero page."""
     pfn = pte_pfn(pte)
     return (
-        (pte_special(pte) or pfn > walk.highest_memmap_pfn)
-        and not entry_devmap(pte)
-        and pfn != walk.zero_pfn
+        (pte_special(pte) or pfn > walk.highest_memmap_pfn) and not entry_devmap(pte) and pfn != walk.zero_pfn
     )
 
 
@@ -147,4 +145,6 @@ def swap_pte_stop(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) ->
 @shared("boolean(uint64, Walk)")
 def is_migration(kind: np.uint64, walk: Walk) -> Truth:
     """is_migration_entry, given the swap type."""
-    return kind == walk.migration_read or kind == walk.migration_read_exclusive or kind == walk.migration_write
+    return (
+        kind == walk.migration_read or kind == walk.migration_read_exclusive or kind == walk.migration_write
+    )

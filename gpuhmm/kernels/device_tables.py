@@ -1,0 +1,103 @@
+"""Page tables on the device: sent once, then only the tables that changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numba import cuda
+from numba.core import config
+
+from gpuhmm.x86 import INDEX_MASK, ONE, U64
+
+if TYPE_CHECKING:
+    from gpuhmm.space import AddressSpace
+
+#: The simulator runs every thread as a Python thread: blocks are kept small there.
+THREADS = 4 if config.ENABLE_CUDASIM else 128
+
+_mirrors: WeakKeyDictionary[AddressSpace, DeviceTables] = WeakKeyDictionary()
+
+_SLOTS = INDEX_MASK + ONE
+
+
+def device_tables(mm: AddressSpace) -> DeviceTables:
+    """Return the device's copy of the tables of ``mm``; it lives as long as ``mm``."""
+    if mm not in _mirrors:
+        _mirrors[mm] = DeviceTables(mm)
+    return _mirrors[mm]
+
+
+def scatter(rows, pages, table):
+    """Store ``pages[i]`` in row ``rows[i]`` of ``table``; one block a page."""
+    page = U64(cuda.blockIdx.x)
+    slot = U64(cuda.threadIdx.x)
+    while slot < _SLOTS:
+        table[U64(rows[page]), slot] = pages[page, slot]
+        slot = slot + U64(cuda.blockDim.x)
+
+
+scatter_kernel = cuda.jit(scatter)
+
+#: The kernel with the types of its arguments, for the compile gate.
+KERNELS = {scatter_kernel: "Array1, Array2, Array2"}
+
+
+class DeviceTables:
+    """``upper``, ``child`` and ``leaf`` of one address space in device memory."""
+
+    def __init__(self, mm: AddressSpace) -> None:
+        # Only the tables are kept: a reference to mm would keep it alive for ever.
+        self._tables = mm.page_tables
+        self._log = self._tables.watch()
+        self._log.upper.update(range(len(self._tables.upper)))
+        self._log.leaf.update(range(len(self._tables.leaf)))
+        self.upper = _DevicePool(np.uint64)
+        self.child = _DevicePool(np.int32)
+        self.leaf = _DevicePool(np.uint64)
+        #: Tables sent so far, and transfers that it took.
+        self.sent = 0
+        self.transfers = 0
+
+    def sync(self) -> tuple[Any, Any, Any]:
+        """Return the device arrays ``upper``, ``child`` and ``leaf``, as new as the host's."""
+        tables, log = self._tables, self._log
+        if log.upper:
+            self._send(self.upper, tables.upper, log.upper)
+            self._send(self.child, tables.child, log.upper)
+        if log.leaf or self.leaf.array is None:
+            self._send(self.leaf, tables.leaf, log.leaf)
+        log.clear()
+        return self.upper.array, self.child.array, self.leaf.array
+
+    def _send(self, pool: _DevicePool, host: np.ndarray, changed: set[int]) -> None:
+        self.sent += len(changed)
+        self.transfers += 1
+        pool.update(host, changed)
+
+
+class _DevicePool:
+    """One growing array of tables in device memory."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self.dtype = dtype
+        self.array: Any = None
+
+    def update(self, host: np.ndarray, changed: set[int]) -> None:
+        """Send the changed rows in one transfer, or everything where that is no more."""
+        if self.array is None or len(host) > len(self.array):
+            grown = cuda.device_array((max(1, len(host) + len(host) // 4), 512), dtype=self.dtype)
+            old = self.array
+            self.array = grown
+            if old is not None and len(changed) < len(host) // 2:
+                grown[: len(old)].copy_to_device(old)
+            else:
+                changed = set(range(len(host)))
+        if not changed:
+            return
+        if len(changed) == len(host):
+            self.array[: len(host)].copy_to_device(host)
+            return
+        rows = np.fromiter(sorted(changed), dtype=np.uint64, count=len(changed))
+        scatter_kernel[len(rows), THREADS](cuda.to_device(rows), cuda.to_device(host[rows]), self.array)

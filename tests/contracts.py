@@ -1,0 +1,34 @@
+"""The numba types that the signatures of shared functions and kernels are written in."""
+
+from __future__ import annotations
+
+from numba.core import types
+
+from gpuhmm.walk.constants import Walk
+from gpuhmm.walk.extent import Extent
+
+_U64 = types.uint64
+
+NAMES = {
+    "uint64": _U64,
+    "boolean": types.boolean,
+    "void": types.void,
+    "Array1": _U64[::1],
+    "Array2": _U64[:, ::1],
+    "ChildArray": types.int32[:, ::1],
+    "UniTuple2": types.UniTuple(_U64, 2),
+    "UniTuple5": types.UniTuple(_U64, 5),
+    "Walk": types.NamedUniTuple(_U64, len(Walk._fields), Walk),
+    "Extent": types.NamedUniTuple(_U64, len(Extent._fields), Extent),
+}
+
+
+def arguments(listed: str) -> tuple[types.Type, ...]:
+    """Return the types of ``"uint64, Array1"``."""
+    return tuple(NAMES[name.strip()] for name in listed.split(","))
+
+
+def signature(contract: str) -> tuple[types.Type, tuple[types.Type, ...]]:
+    """Return result and argument types of ``"uint64(uint64, Array1)"``."""
+    result, listed = contract.removesuffix(")").split("(")
+    return NAMES[result], arguments(listed)

@@ -179,12 +179,20 @@ def write_leaf(
     leaf: npt.NDArray[np.uint64],
     hmm_pfns: npt.NDArray[np.uint64],
 ) -> None:
-    """Store the words of ``count`` PTEs: without a branch where all are ordinary pages or holes."""
-    every, some = leaf_bits(row, slot, count, leaf)
+    """Store the words of ``count`` PTEs, in one pass without a branch where all are ordinary pages.
+
+    Whether they were is known afterwards; the others are then written again, while in the cache.
+    """
+    every = ALL_ONES
+    some = ZERO
+    for i in range(count):
+        pte = leaf[row, slot + i]
+        every = every & pte
+        some = some | pte
+        hmm_pfns[page + i] = plain_word(pte)
     if is_plain(every, some, walk):
-        for i in range(count):
-            hmm_pfns[page + i] = plain_word(leaf[row, slot + i])
-    elif is_sparse(row, slot, count, walk, leaf):
+        return
+    if is_sparse(row, slot, count, walk, leaf):
         for i in range(count):
             hmm_pfns[page + i] = sparse_word(leaf[row, slot + i])
     else:

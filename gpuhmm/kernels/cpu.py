@@ -1,7 +1,7 @@
 """The CPU back end: the shared decisions over spans of 2 MiB slots, in parallel with numba.
 
-Words are written in place.  A wave is first searched for its first stop, then written below it: the
-entries of one wave stay in the cache in between, so that each moves from memory once.
+Words are written in place, a wave at a time.  Where the walk can stop, the inputs of a wave are saved
+first, in a buffer that stays in the cache, and those above a stop are put back.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from gpuhmm.settle import Stop, settle
 from gpuhmm.shared import register
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
 from gpuhmm.walk.extent import extent_at
-from gpuhmm.walk.span import NO_STOP, describe_stop, stop_of_span, write_span
-from gpuhmm.x86 import ONE, PMD_SHIFT, U64
+from gpuhmm.walk.span import NO_STOP, describe_stop, resolve_span, restore_words
+from gpuhmm.x86 import ONE, PAGE_SHIFT, PMD_SHIFT, U64
 
 if TYPE_CHECKING:
     from gpuhmm.ranges import HmmRange
 
 register()
 
-#: Pages of one wave: their entries fit in a level 3 cache.
-_WAVE = 1 << 20
+#: Pages of one wave: their inputs fit in a level 2 or 3 cache, beside their entries.
+_WAVE = 1 << 17
 #: Ranges up to this many pages run on one thread: starting threads costs more.
 _SEQUENTIAL_PAGES = 4096
 #: Pieces that a wave is cut into, so that threads finish together.
@@ -44,42 +44,53 @@ def _chunk(index, chunks, first, past):
 _chunk = njit(inline="always")(_chunk)
 
 
-def _stop_of_chunk(index, chunks, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):
+def _resolve_chunk(
+    index, chunks, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, saved, saved_page
+):
     low, high = _chunk(index, chunks, first, past)
-    return stop_of_span(low, high, first, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
+    return resolve_span(
+        low,
+        high,
+        first,
+        unpack(constants),
+        vmas,
+        owners,
+        upper,
+        child,
+        leaf,
+        hmm_pfns,
+        saved,
+        saved_page,
+    )
 
 
-def _write_chunk(index, chunks, first, past, last, constants, vmas, owners, upper, child, leaf, hmm_pfns):
-    low, high = _chunk(index, chunks, first, past)
-    write_span(low, high, last, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
+_resolve_chunk = njit(_resolve_chunk)
 
 
-_stop_of_chunk = njit(_stop_of_chunk)
-_write_chunk = njit(_write_chunk)
-
-
-def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, hmm_pfns):
+def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, hmm_pfns, saved):
     """Write the words of ``[first, past)`` below the first stop; return its address or NO_STOP."""
+    page = (first - constants[0]) >> PAGE_SHIFT
     stops = np.empty(chunks, dtype=np.uint64)
     for i in prange(chunks):
-        stops[i] = _stop_of_chunk(
-            U64(i), U64(chunks), first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns
+        stops[i] = _resolve_chunk(
+            U64(i),
+            U64(chunks),
+            first,
+            past,
+            constants,
+            vmas,
+            owners,
+            upper,
+            child,
+            leaf,
+            hmm_pfns,
+            saved,
+            page,
         )
     stop = stops.min()
-    end = min(stop, past)
-    if end > first:
-        for i in prange(chunks):
-            _write_chunk(
-                U64(i), U64(chunks), first, end, first, constants, vmas, owners, upper, child, leaf, hmm_pfns
-            )
-    return stop
-
-
-def _resolve_one(first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns):
-    """The same on one thread."""
-    walk = unpack(constants)
-    stop = stop_of_span(first, past, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
-    write_span(first, min(stop, past), first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+    if stop < past and saved.size > 0:
+        stop_page = (stop - constants[0]) >> PAGE_SHIFT
+        restore_words(stop_page, page + ((past - first) >> PAGE_SHIFT), hmm_pfns, saved, page)
     return stop
 
 
@@ -92,7 +103,7 @@ def _extent_end(va, constants, vmas, upper, child):
 
 
 resolve_parallel = cached(njit(_resolve, parallel=True))
-resolve_sequential = cached(njit(_resolve_one))
+resolve_sequential = cached(njit(_resolve))
 describe = cached(njit(_describe))
 extent_end = cached(njit(_extent_end))
 
@@ -112,8 +123,11 @@ class CpuResolver:
         by_name = Walk(*self.constants)
         fault = bool(may_fault(by_name))
         self.cuts_need = bool(asks_by_page(by_name))
-        self.max_wave = _WAVE if fault else range_.npages
+        # A snapshot stops for changes of the walk's own only, and goes on: nothing is put back.
+        self.max_wave = _WAVE if fault else max(range_.npages, 1)
         self.first_wave = self.max_wave
+        self.saves = fault
+        self.saved = np.empty(0, dtype=np.uint64)
 
     def wave_end(self, va: int) -> int:
         """Return the end of the extent that ``va - 1`` lies in, where needs are an OR over pages."""
@@ -129,11 +143,14 @@ class CpuResolver:
         tables = self.mm.page_tables
         vmas, owners = self.mm.vmas.columns(), self.mm.device_private
         state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, self.words)
-        if past - first <= _SEQUENTIAL_PAGES << 12:
-            stop = resolve_sequential(U64(first), U64(past), *state)
+        npages = (past - first) >> 12
+        if self.saves and len(self.saved) < npages:
+            self.saved = np.empty(npages, dtype=np.uint64)
+        if npages <= _SEQUENTIAL_PAGES:
+            stop = resolve_sequential(U64(first), U64(past), 1, *state, self.saved)
         else:
             chunks = min(_CHUNKS, ((past - 1) >> 21) - (first >> 21) + 1)
-            stop = resolve_parallel(U64(first), U64(past), chunks, *state)
+            stop = resolve_parallel(U64(first), U64(past), chunks, *state, self.saved)
         if stop == NO_STOP:
             return None
         return Stop(int(stop), *map(int, describe(U64(stop), *state)))

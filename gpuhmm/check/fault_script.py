@@ -229,7 +229,7 @@ def _entry(mm: AddressSpace, level: int, bits: int, write: bool) -> int:
         return mm.zero_pfn << 12 | _PRESENT | _SPECIAL
     if level < 3 and roll < 23:
         return x86.encode_swap(mm.kernel.swp_migration_read, pfn)
-    writable = _RW if write and roll < 245 or roll < 120 else 0
+    writable = _RW if (write and roll < 245) or roll < 120 else 0
     return pfn << 12 | _PRESENT | huge | writable
 
 

@@ -200,6 +200,13 @@ def _check(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
         rows, offsets = arrays[name], arrays[f"{name}_offsets"]
         shape = (len(rows), columns) if columns else (len(rows),)
         if rows.dtype != np.uint64 or rows.shape != shape:
-            raise ValueError(f"{path}: {name} must be uint64 of shape {shape} (got {rows.dtype}, {rows.shape})")
-        if len(offsets) != count + 1 or offsets[0] != 0 or offsets[-1] != len(rows) or (np.diff(offsets) < 0).any():
+            raise ValueError(
+                f"{path}: {name} must be uint64 of shape {shape} (got {rows.dtype}, {rows.shape})"
+            )
+        if (
+            len(offsets) != count + 1
+            or offsets[0] != 0
+            or offsets[-1] != len(rows)
+            or (np.diff(offsets) < 0).any()
+        ):
             raise ValueError(f"{path}: {name}_offsets must rise from 0 to {len(rows)} in {count + 1} steps")

@@ -1,8 +1,171 @@
-"""``gpuhmm verify``: one back end held against another."""
+"""``gpuhmm verify``: one back end held against another, and both against recorded calls."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-def verify() -> None:
-    """Hold one back end against another."""
-    raise NotImplementedError
+import typer
+
+if TYPE_CHECKING:
+    from gpuhmm.check.campaign import Campaign, Finding
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SetCount:
+    """One file of recorded cases, or all random ones, in numbers."""
+
+    set: str
+    cases: int
+    left_out: int
+    different: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``verify`` found; the keys of its JSON."""
+
+    backend: str
+    device: str
+    against: str
+    seed: int
+    seconds: float
+    cases: int
+    left_out: int
+    different: int
+    sets: list[SetCount]
+    not_case_files: list[str]
+    findings: list[Finding]
+
+
+def verify(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(exists=True, help="Files of recorded calls, or folders that hold some."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="The back end to check: cpu, cuda, reference or auto.")
+    ] = "auto",
+    against: Annotated[str, typer.Option(help="The back end that is trusted.")] = "reference",
+    cases: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random cases [default: 1000; none if files are given or --minutes is]."),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Random cases for that long.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first random case; each has the next.")] = 0,
+    max_pages: Annotated[
+        int, typer.Option(min=1, help="Leave out cases of more pages (the simulator is slow).")
+    ] = 1 << 30,
+    save: Annotated[Path, typer.Option(help="Folder for the cases that differ.")] = Path("differences"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
+) -> None:
+    """Hold one back end against another: return code, words, calls, stores, walks, page tables.
+
+    Recorded calls are replayed on both back ends and held against the record; random address spaces
+    on both and held against each other.  A case that differs is made small, saved in a file that
+    verify replays, and explained; the exit code is then 1.
+    """
+    from gpuhmm.backends import resolve_backend
+    from gpuhmm.check.campaign import Campaign, case_files
+
+    info, trusted = resolve_backend(backend), resolve_backend(against)
+    files, others = case_files(paths or [])
+    if cases is None:
+        cases = 0 if files or minutes is not None else 1000
+    campaign = Campaign(info.name, trusted.name, save, max_pages)
+    started = time.monotonic()
+    sets = [
+        _checked(campaign, str(file.path), campaign.check_recorded, file, len(file), as_json)
+        for file in files
+    ]
+    if cases or minutes is not None:
+        seeds = _seeds(seed, cases, minutes)
+        total = cases if minutes is None else None
+        sets.append(_checked(campaign, "random cases", campaign.check_random, seeds, total, as_json))
+    report = Report(
+        backend=info.name,
+        device=info.device,
+        against=trusted.name,
+        seed=seed,
+        seconds=round(time.monotonic() - started, 3),
+        cases=campaign.checked,
+        left_out=campaign.left_out,
+        different=campaign.different,
+        sets=sets,
+        not_case_files=[str(path) for path in others],
+        findings=campaign.findings,
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+    else:
+        _print(report)
+    if campaign.different:
+        raise typer.Exit(1)
+
+
+def _checked(
+    campaign: Campaign,
+    name: str,
+    check: Callable[[T], None],
+    items: Iterable[T],
+    total: int | None,
+    quiet: bool,
+) -> SetCount:
+    """Check every item under a progress bar; return the counts of this set."""
+    from rich.console import Console
+    from rich.progress import track
+
+    before = campaign.checked, campaign.left_out, campaign.different
+    started = time.monotonic()
+    for item in track(items, name, total, console=Console(stderr=True), transient=True, disable=quiet):
+        check(item)
+    return SetCount(
+        set=name,
+        cases=campaign.checked - before[0],
+        left_out=campaign.left_out - before[1],
+        different=campaign.different - before[2],
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _seeds(seed: int, cases: int, minutes: float | None) -> Iterator[int]:
+    """Yield seeds until there were ``cases`` of them, or until the time is up."""
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    done = 0
+    while done < cases if deadline is None else time.monotonic() < deadline:
+        yield seed + done
+        done += 1
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("set", "cases", "left out", "different", "seconds"):
+        table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
+    for row in report.sets:
+        counts = [f"{count:,}" for count in (row.cases, row.left_out, row.different)]
+        table.add_row(row.set, *counts, f"{row.seconds:.1f}")
+    console.print(table)
+    if report.not_case_files:
+        console.print(f"{len(report.not_case_files)} .npz files hold no recorded calls and were left out")
+    for finding in report.findings:
+        head = f"\n{finding.case} differs; replay it with: gpuhmm verify {finding.saved}"
+        console.print(head, markup=False, soft_wrap=True)
+        for line in finding.differences:
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+    verdict = f"{report.different:,} cases differ" if report.different else "no difference"
+    console.print(
+        f"{report.backend} ({report.device}) against {report.against}: {report.cases:,} cases, {verdict}",
+        markup=False,
+        soft_wrap=True,
+    )

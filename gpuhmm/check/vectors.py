@@ -104,18 +104,21 @@ def load(path: Path) -> VectorFile:
     """Open a file of cases.  ValueError if it is none, or is damaged."""
     names = ["cases", "categories", "abi", "zero_pfn", "huge_zero_pfn", "highest_memmap_pfn", "device_owners"]
     names += [*_RAGGED, *(f"{name}_offsets" for name in _RAGGED)]
-    try:
-        with np.load(path) as archive:
-            missing = [name for name in names if name not in archive]
-            if missing:
-                raise ValueError(f"{path} must hold recorded cases (it lacks {', '.join(missing)})")
-            arrays = {name: archive[name] for name in names}
-    except (zipfile.BadZipFile, EOFError, KeyError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} must be an .npz file of recorded cases ({error})") from None
+    arrays = read_archive(path)
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} must hold recorded cases (it lacks {', '.join(missing)})")
     _check(path, arrays)
     return VectorFile(path, arrays)
+
+
+def read_archive(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return every array of an ``.npz`` file.  ValueError if it is none, or is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return {name: archive[name] for name in archive}
+    except (zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be a whole .npz file of arrays ({error})") from None
 
 
 def save(path: Path, cases: Sequence[Case]) -> None:

@@ -1,13 +1,17 @@
 """A cache of compiled code that no edit of the package can leave stale.
 
 numba's own cache looks at the file of the compiled function only; the decisions that it calls live
-in other files.  Here the key is a digest of every source file of the package.
+in other files.  Here the key is a digest of all sources that compiled code can come from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+import shutil
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,11 @@ from numba.core import caching
 
 import gpuhmm
 
+#: Packages whose code is never compiled: editing them leaves the cache as it is.
+_NEVER_COMPILED = ("cli", "check", "process")
+#: Compiled code of other versions is kept for that long, in seconds.
+_KEPT = 14 * 24 * 3600
+
 
 @cache
 def cache_folder() -> str:
@@ -25,11 +34,22 @@ def cache_folder() -> str:
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__}".encode())
     root = Path(gpuhmm.__file__).parent
     for source in sorted(root.rglob("*.py")):
+        if source.relative_to(root).parts[0] in _NEVER_COMPILED:
+            continue
         digest.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
     base = os.environ.get("GPUHMM_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpuhmm"
     )
+    _drop_old(Path(base))
     return os.path.join(base, digest.hexdigest()[:24])
+
+
+def _drop_old(base: Path) -> None:
+    """Remove the folders of other versions that nobody used for long."""
+    with contextlib.suppress(OSError):  # somebody else may clean up as well
+        for folder in base.iterdir():
+            if re.fullmatch("[0-9a-f]{24}", folder.name) and time.time() - folder.stat().st_mtime > _KEPT:
+                shutil.rmtree(folder)
 
 
 class _PackageLocator(caching.UserWideCacheLocator):  # type: ignore[misc]

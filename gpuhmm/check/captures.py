@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gpuhmm import x86
 from gpuhmm.check.case import Case, Outcome, no_rows, sparse_entries
 from gpuhmm.check.vectors import read_archive
+from gpuhmm.hmm import HMM_PFN_FLAGS
 from gpuhmm.profile import V6_1
 from gpuhmm.space import AddressSpace
 from gpuhmm.tables import Words
@@ -105,10 +106,13 @@ def device_owners(tables: Words, hmm_pfns: Words, owner: int) -> Words:
     A capture does not tell the owners of device memory, so this fact is taken from the outcome; every
     other device-private page belongs to nobody.
     """
-    private = np.isin(x86.swp_type(tables), (V6_1.swp_device_write, V6_1.swp_device_read))
-    private &= ~x86.pte_present(tables) & ~x86.entry_none(tables)
-    pfns = np.unique(x86.swp_offset(tables[private]) & np.uint64((1 << V6_1.swp_pfn_bits[0]) - 1))
-    given = pfns[np.isin(pfns, hmm_pfns & np.uint64((1 << 56) - 1))]
+    device_types = (V6_1.swp_device_write, V6_1.swp_device_read)
+    private = [
+        int(x86.swp_offset(entry)) & ((1 << V6_1.swp_pfn_bits[0]) - 1)
+        for entry in np.unique(tables)
+        if not x86.entry_none(entry) and not x86.pte_present(entry) and x86.swp_type(entry) in device_types
+    ]
+    given = np.intersect1d(np.array(private, dtype=np.uint64), hmm_pfns & ~HMM_PFN_FLAGS)
     return np.stack([given, given + np.uint64(1), np.full_like(given, owner)], axis=1)
 
 

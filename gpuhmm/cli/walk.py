@@ -2,7 +2,218 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated
 
-def walk() -> None:
-    """Walk the page tables of a live process."""
-    raise NotImplementedError
+import typer
+
+from gpuhmm.backends import BACKENDS
+from gpuhmm.driver import REQUESTS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gpuhmm.process import PageCounts, ProcessSummary
+
+
+def _address(text: str) -> int:
+    """Return a page-aligned address, given in decimal or with 0x."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise typer.BadParameter(f"an address must be decimal or 0x... (got {text!r})") from None
+    if value < 0 or value % 4096:
+        raise typer.BadParameter(f"an address must be a multiple of 4096, the page size (got {text})")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in choices:
+            raise typer.BadParameter(f"must be one of {', '.join(choices)} (got {text!r})")
+        return text
+
+    return check
+
+
+_BACKENDS = ("auto", *BACKENDS)
+
+
+def walk(
+    pid: Annotated[int | None, typer.Option(min=1, help="The process; without it, this one.")] = None,
+    start: Annotated[
+        int | None, typer.Option(parser=_address, metavar="ADDRESS", help="First address, decimal or 0x...")
+    ] = None,
+    end: Annotated[
+        int | None, typer.Option(parser=_address, metavar="ADDRESS", help="Address to stop before.")
+    ] = None,
+    request: Annotated[
+        str,
+        typer.Option(
+            parser=_one_of(*REQUESTS),
+            metavar="|".join(REQUESTS),
+            help="What is asked of every page. Faults are modelled on a copy, never made in the process.",
+        ),
+    ] = "none",
+    backend: Annotated[
+        str,
+        typer.Option(parser=_one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks."),
+    ] = "auto",
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the process while it is read.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read the page tables of a live process and walk them as hmm_range_fault() does."""
+    from rich.console import Console
+
+    from gpuhmm.process import read_process, stopped, summarize
+
+    if start is not None and end is not None and start >= end:
+        raise typer.BadParameter(f"--start must lie below --end (got {start:#x}, {end:#x})")
+    who = os.getpid() if pid is None else pid
+    messages = Console(stderr=True)
+    held = stopped(who) if stop else contextlib.nullcontext()
+    with held, _reading(messages) as progress:
+        capture = read_process(who, start=start or 0, end=end, progress=progress)
+    with messages.status("walking (the first run of a back end compiles it, some 15 s)"):
+        summary = summarize(capture, request=request, backend=backend, stopped=stop)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(summary), indent=1))
+    else:
+        _print(summary)
+
+
+@contextlib.contextmanager
+def _reading(messages: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show how far reading is, on a terminal; yield what is called with windows read and in all."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("reading pagemap"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _print(summary: ProcessSummary) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    total = summary.total
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_footer=True)
+    table.add_column("mapping", footer=f"{len(summary.mappings)} mappings", no_wrap=True)
+    table.add_column("perms", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("size", _size(total.pages << 12), justify="right", no_wrap=True)
+    for title, footer in zip(_COUNT_COLUMNS, _counts(total), strict=True):
+        table.add_column(title, footer, justify="right", no_wrap=True)
+    failed = any(mapping.error for mapping in summary.mappings)
+    if summary.faults_modelled:
+        table.add_column("faults", f"{total.faults}", justify="right", no_wrap=True)
+    if failed:
+        table.add_column("failed", no_wrap=True)
+    for mapping in summary.mappings:
+        row = [
+            f"{mapping.start:x}-{mapping.end:x}",
+            mapping.perms,
+            Text(_short(mapping.name)),
+            _size(mapping.size),
+            *_counts(mapping.counts),
+        ]
+        row += [f"{mapping.counts.faults}"] if summary.faults_modelled else []
+        row += [mapping.error or ""] if failed else []
+        table.add_row(*row)
+    console = Console(highlight=False)
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    if console.width < needed:
+        console = Console(highlight=False, width=needed)  # numbers that are cut would be wrong ones
+    console.print(table)
+    for line in _closing(summary):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+_COUNT_COLUMNS = (
+    "present",
+    "4K",
+    "2M",
+    "1G",
+    "writable",
+    "swapped",
+    "special",
+    "holes",
+    "errors",
+    "longest run",
+)
+
+
+def _counts(counts: PageCounts) -> list[str]:
+    """Return the cells of ``_COUNT_COLUMNS``; all are pages of 4 KiB."""
+    numbers = (
+        counts.present,
+        counts.order_0,
+        counts.order_9,
+        counts.order_18,
+        counts.writable,
+        counts.swapped,
+        counts.special,
+        counts.holes,
+        counts.errors,
+    )
+    run = "-" if counts.longest_run is None else str(counts.longest_run)
+    return [*map(str, numbers), run]
+
+
+def _closing(summary: ProcessSummary) -> Iterator[str]:
+    yield (
+        f"pid {summary.pid} ({_printable(summary.command)}), Linux {summary.kernel}, "
+        f"walked as {summary.profile} does; numbers are pages of 4 KiB"
+    )
+    yield (
+        f"walked {summary.pages_walked} pages in {summary.walk_seconds * 1e3:.3g} ms, {summary.calls} calls: "
+        f"{summary.pages_per_second:.3g} pages/s on the {summary.backend} back end ({summary.device})"
+    )
+    used = [
+        name
+        for name, wanted in (("PAGEMAP_SCAN", summary.pagemap_scan), ("kpageflags", summary.kpageflags))
+        if wanted
+    ]
+    yield (
+        f"read in {summary.read_seconds * 1e3:.3g} ms from maps, smaps, pagemap"
+        + "".join(f", {name}" for name in used)
+        + (", the process being stopped" if summary.stopped else "")
+        + ("; PFNs are real" if summary.pfns == "real" else "; PFNs are numbered by us")
+    )
+    yield f"write bit: {summary.write_rule}"
+    for note in summary.notes:
+        yield f"note: {note}"
+
+
+def _size(size: int) -> str:
+    """Return bytes with the largest binary unit that keeps at least one digit before the point."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
+
+
+def _short(name: str) -> str:
+    """Return a name of at most 32 characters: of a path, its end says most."""
+    name = _printable(name)
+    if len(name) <= 32:
+        return name
+    return "\N{HORIZONTAL ELLIPSIS}" + name[-31:]
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

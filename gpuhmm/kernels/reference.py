@@ -1,15 +1,15 @@
 """The reference: ``hmm_range_fault()`` in plain Python, callback by callback, one page at a time.
 
-Read it beside mm/hmm.c and mm/pagewalk.c: the functions have the kernel's names and its order of
-tests.  It is the judge of the other back ends and shares with them only the predicates of entries
-(:mod:`gpuhmm.x86`) and the need-fault rule (:mod:`gpuhmm.hmm`).
+Read it beside mm/hmm.c, and :mod:`gpuhmm.kernels.pagewalk` beside mm/pagewalk.c: the functions have
+the kernel's names and its order of tests.  It is the judge of the other back ends and shares with them
+only the predicates of entries (:mod:`gpuhmm.x86`) and the need-fault rule (:mod:`gpuhmm.hmm`).
 
-Source: mm/hmm.c (v5.18), mm/pagewalk.c (v5.18; v6.1 where the profile says so).
+Source: mm/hmm.c (v5.18).
 """
 
 from __future__ import annotations
 
-from errno import EBUSY, EFAULT, EINVAL, EPERM
+from errno import EBUSY, EFAULT, EPERM
 
 import numpy as np
 
@@ -25,11 +25,11 @@ from gpuhmm.hmm import (
     HMM_PFN_WRITE,
     hmm_pte_need_fault,
 )
+from gpuhmm.kernels.pagewalk import PageWalk
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
-from gpuhmm.tables import Words
-from gpuhmm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE, Vma
-from gpuhmm.x86 import U64, level_shift
+from gpuhmm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE
+from gpuhmm.x86 import U64
 
 _VALID = int(HMM_PFN_VALID)
 _WRITE = int(HMM_PFN_WRITE)
@@ -39,18 +39,17 @@ _ORDER_SHIFT = int(HMM_PFN_ORDER_SHIFT)
 
 def hmm_range_fault(range_: HmmRange) -> int:
     """Return 0 or a negative errno; the words of ``range_`` are written as far as the kernel would."""
-    return _Walk(range_).hmm_range_fault()
+    return _HmmWalk(range_).hmm_range_fault()
 
 
-class _Walk:
+class _HmmWalk(PageWalk):
     """A ``struct hmm_vma_walk`` together with its ``struct mm_walk``."""
 
     def __init__(self, range_: HmmRange) -> None:
+        super().__init__(range_.notifier.mm)
         self.range = range_
-        self.mm = range_.notifier.mm
         self.profile = self.mm.kernel
         self.last = range_.start
-        self.vma: Vma | None = None
         self.default_flags = U64(range_.default_flags)
         self.pfn_flags_mask = U64(range_.pfn_flags_mask)
         self.pfn_bits = self.profile.swp_pfn_bits[self.mm.levels - 4]
@@ -68,148 +67,11 @@ class _Walk:
             if self.range.notifier.check_retry(self.range.notifier_seq):
                 return -EBUSY
             ret = self.walk_page_range(self.last, self.range.end)
+            self.range.stats.splits += self.splits
+            self.splits = 0
             if ret != -EBUSY:
                 return ret
             guard.restarting_at(self.last)
-
-    # -- mm/pagewalk.c ------------------------------------------------------------------------
-
-    def walk_page_range(self, start: int, end: int) -> int:
-        if start >= end:
-            return -EINVAL
-        while start < end:
-            vma = self.mm.vmas.find(start)
-            if vma is None:
-                self.vma, next_ = None, end
-            elif start < vma.start:
-                self.vma, next_ = None, min(end, vma.start)
-            else:
-                self.vma, next_ = vma, min(end, vma.end)
-                ret = self.hmm_vma_walk_test(start, next_)
-                if ret > 0:
-                    start = next_
-                    continue
-                if ret < 0:
-                    return ret
-            ret = self.walk_vma_piece(start, next_)
-            if ret:
-                return ret
-            start = next_
-        return 0
-
-    def walk_vma_piece(self, start: int, end: int) -> int:
-        if self.vma is None and self.profile.no_vma_single_hole:
-            return self.hmm_vma_walk_hole(start, end)
-        if self.vma is not None and self.vma.is_hugetlb:
-            return self.walk_hugetlb_range(start, end)
-        if self.mm.levels == 5:
-            return self.walk_pgd_range(start, end)
-        return self.walk_p4d_range(self.mm.root_pfn, start, end)
-
-    def walk_pgd_range(self, addr: int, end: int) -> int:
-        while addr < end:
-            next_ = _entry_end(addr, end, 5)
-            entry = self.read(self.mm.root_pfn, addr, 5)
-            if x86.pgd_none(entry) or self.clear_bad(bool(x86.pgd_bad(entry)), addr, 5):
-                ret = self.hmm_vma_walk_hole(addr, next_)
-            else:
-                ret = self.walk_p4d_range(int(x86.table_pfn(entry)), addr, next_)
-            if ret:
-                return ret
-            addr = next_
-        return 0
-
-    def walk_p4d_range(self, table: int, addr: int, end: int) -> int:
-        while addr < end:
-            next_ = _entry_end(addr, end, 4)
-            entry = self.read(table, addr, 4)
-            if x86.entry_none(entry) or self.clear_bad(bool(x86.p4d_bad(entry)), addr, 4):
-                ret = self.hmm_vma_walk_hole(addr, next_)
-            else:
-                ret = self.walk_pud_range(int(x86.table_pfn(entry)), addr, next_)
-            if ret:
-                return ret
-            addr = next_
-        return 0
-
-    def walk_pud_range(self, table: int, addr: int, end: int) -> int:
-        while addr < end:
-            next_ = _entry_end(addr, end, 3)
-            ret = self.walk_pud(table, addr, next_)
-            if ret:
-                return ret
-            addr = next_
-        return 0
-
-    def walk_pud(self, table: int, addr: int, end: int) -> int:
-        while True:
-            entry = self.read(table, addr, 3)
-            if x86.entry_none(entry) or self.vma is None:
-                return self.hmm_vma_walk_hole(addr, end)
-            descend, ret = self.hmm_vma_walk_pud(entry, addr, end)
-            if ret or not descend:
-                return ret
-            if x86.entry_trans_huge(entry) or x86.entry_devmap(entry):
-                # __split_huge_pud: without a file page behind it nothing is left
-                self.range.stats.splits += 1
-                self.mm.set_entry(addr, 3, 0)
-                continue
-            return self.walk_pmd_range(int(x86.table_pfn(entry)), addr, end)
-
-    def walk_pmd_range(self, table: int, addr: int, end: int) -> int:
-        while addr < end:
-            next_ = _entry_end(addr, end, 2)
-            entry = self.read(table, addr, 2)
-            if x86.entry_none(entry):
-                ret = self.hmm_vma_walk_hole(addr, next_)
-            else:
-                ret = self.hmm_vma_walk_pmd(entry, addr, next_)
-            if ret:
-                return ret
-            addr = next_
-        return 0
-
-    def walk_hugetlb_range(self, addr: int, end: int) -> int:
-        assert self.vma is not None
-        size = 1 << self.vma.page_shift
-        while addr < end:
-            next_ = min((addr & -size) + size, end)
-            entry = self.huge_pte_offset(addr)
-            if entry is None:
-                ret = self.hmm_vma_walk_hole(addr, next_)
-            else:
-                ret = self.hmm_vma_walk_hugetlb_entry(entry, addr, next_)
-            if ret:
-                return ret
-            addr = next_
-        return 0
-
-    def huge_pte_offset(self, addr: int) -> np.uint64 | None:
-        assert self.vma is not None
-        table = self.mm.root_pfn
-        leaf = 3 if self.vma.page_shift == 30 else 2
-        for level in range(self.mm.levels, leaf, -1):
-            entry = self.read(table, addr, level)
-            if not x86.entry_present(entry):
-                return None
-            table = int(x86.table_pfn(entry))
-        return self.read(table, addr, leaf)
-
-    def clear_bad(self, bad: bool, addr: int, level: int) -> bool:
-        if bad:
-            self.mm.set_entry(addr, level, 0)
-        return bad
-
-    def read(self, table: int, addr: int, level: int) -> np.uint64:
-        return U64(self.table(table, addr, level)[addr >> level_shift(level) & 511])
-
-    def table(self, table: int, addr: int, level: int) -> Words:
-        try:
-            return self.mm.page_tables.page(table)
-        except KeyError:
-            raise ValueError(
-                f"the walk of va {addr:#x} needs the level {level} table of PFN {table:#x}, which is missing"
-            ) from None
 
     # -- mm/hmm.c: the callbacks --------------------------------------------------------------
 
@@ -370,6 +232,13 @@ class _Walk:
                 return -EFAULT
         return -EBUSY
 
+    # hmm_walk_ops
+    test_walk = hmm_vma_walk_test
+    pte_hole = hmm_vma_walk_hole
+    pud_entry = hmm_vma_walk_pud
+    pmd_entry = hmm_vma_walk_pmd
+    hugetlb_entry = hmm_vma_walk_hugetlb_entry
+
     # -- what the callbacks ask ---------------------------------------------------------------
 
     def need_fault(self, i: int, cpu_flags: int) -> int:
@@ -423,12 +292,6 @@ class _Walk:
             if first <= pfn < end:
                 return int(owner)
         return None
-
-
-def _entry_end(addr: int, end: int, level: int) -> int:
-    """p4d_addr_end and kin: where the entry of ``level`` over ``addr`` ends, at most ``end``."""
-    size = 1 << level_shift(level)
-    return min((addr & -size) + size, end)
 
 
 def _write_flags(entry: np.uint64) -> int:

@@ -16,6 +16,7 @@ from gpuhmm.driver import REQUESTS
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from gpuhmm.process import PageCounts, ProcessSummary
 
@@ -102,38 +103,16 @@ def _reading(messages: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _print(summary: ProcessSummary) -> None:
-    from rich import box
     from rich.console import Console
     from rich.measure import Measurement
-    from rich.table import Table
-    from rich.text import Text
 
-    total = summary.total
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_footer=True)
-    table.add_column("mapping", footer=f"{len(summary.mappings)} mappings", no_wrap=True)
-    table.add_column("perms", no_wrap=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("size", _size(total.pages << 12), justify="right", no_wrap=True)
-    for title, footer in zip(_COUNT_COLUMNS, _counts(total), strict=True):
-        table.add_column(title, footer, justify="right", no_wrap=True)
-    failed = any(mapping.error for mapping in summary.mappings)
-    if summary.faults_modelled:
-        table.add_column("faults", f"{total.faults}", justify="right", no_wrap=True)
-    if failed:
-        table.add_column("failed", no_wrap=True)
-    for mapping in summary.mappings:
-        row = [
-            f"{mapping.start:x}-{mapping.end:x}",
-            mapping.perms,
-            Text(_short(mapping.name)),
-            _size(mapping.size),
-            *_counts(mapping.counts),
-        ]
-        row += [f"{mapping.counts.faults}"] if summary.faults_modelled else []
-        row += [mapping.error or ""] if failed else []
-        table.add_row(*row)
     console = Console(highlight=False)
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    wide = console.options.update(max_width=1000)
+    for narrow in (False, True):
+        table = _table(summary, narrow)
+        needed = Measurement.get(console, wide, table).maximum
+        if needed <= console.width:
+            break
     if console.width < needed:
         console = Console(highlight=False, width=needed)  # numbers that are cut would be wrong ones
     console.print(table)
@@ -141,41 +120,67 @@ def _print(summary: ProcessSummary) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-_COUNT_COLUMNS = (
-    "present",
-    "4K",
-    "2M",
-    "1G",
-    "writable",
-    "swapped",
-    "special",
-    "holes",
-    "errors",
-    "longest run",
-)
+def _table(summary: ProcessSummary, narrow: bool) -> Table:
+    """Return the table of mappings; a ``narrow`` one leaves out what follows from the rest."""
+    from rich.table import Table
+    from rich.text import Text
+
+    total = summary.total
+    shown = [title for title, count in _counts(total).items() if title not in _ZERO_HIDDEN or count != "0"]
+    if narrow and total.order_0 == total.present:
+        shown.remove("4K")
+    failed = any(mapping.error for mapping in summary.mappings)
+    table = Table(box=None, pad_edge=False, padding=(0, 2 - narrow, 0, 0), show_footer=True)
+    table.add_column("from" if narrow else "mapping", f"{len(summary.mappings)} mappings", no_wrap=True)
+    table.add_column("perms", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("size", _size(total.pages << 12), justify="right", no_wrap=True)
+    for title in shown:
+        table.add_column(title, _counts(total)[title], justify="right", no_wrap=True)
+    if summary.faults_modelled:
+        table.add_column("faults", f"{total.faults}", justify="right", no_wrap=True)
+    if failed:
+        table.add_column("failed", no_wrap=True)
+    for mapping in summary.mappings:
+        counts = _counts(mapping.counts)
+        row: list[str | Text] = [
+            f"{mapping.start:x}" if narrow else f"{mapping.start:x}-{mapping.end:x}",
+            mapping.perms,
+            Text(_short(mapping.name, 16 if narrow else 32)),
+            _size(mapping.size),
+            *(counts[title] for title in shown),
+        ]
+        row += [f"{mapping.counts.faults}"] if summary.faults_modelled else []
+        row += [mapping.error or ""] if failed else []
+        table.add_row(*row)
+    return table
 
 
-def _counts(counts: PageCounts) -> list[str]:
-    """Return the cells of ``_COUNT_COLUMNS``; all are pages of 4 KiB."""
-    numbers = (
-        counts.present,
-        counts.order_0,
-        counts.order_9,
-        counts.order_18,
-        counts.writable,
-        counts.swapped,
-        counts.special,
-        counts.holes,
-        counts.errors,
-    )
-    run = "-" if counts.longest_run is None else str(counts.longest_run)
-    return [*map(str, numbers), run]
+#: Columns that are left out where they are 0 in every mapping.
+_ZERO_HIDDEN = ("2M", "1G", "swapped", "special", "errors")
+
+
+def _counts(counts: PageCounts) -> dict[str, str]:
+    """Return the cells of the counting columns by title; all are pages of 4 KiB."""
+    numbers = {
+        "present": counts.present,
+        "4K": counts.order_0,
+        "2M": counts.order_9,
+        "1G": counts.order_18,
+        "writable": counts.writable,
+        "swapped": counts.swapped,
+        "special": counts.special,
+        "holes": counts.holes,
+        "errors": counts.errors,
+        "run": "-" if counts.longest_run is None else counts.longest_run,
+    }
+    return {title: str(number) for title, number in numbers.items()}
 
 
 def _closing(summary: ProcessSummary) -> Iterator[str]:
     yield (
         f"pid {summary.pid} ({_printable(summary.command)}), Linux {summary.kernel}, "
-        f"walked as {summary.profile} does; numbers are pages of 4 KiB"
+        f"walked as {summary.profile} does; numbers are pages of 4 KiB, run is the longest with PFNs in a row"
     )
     yield (
         f"walked {summary.pages_walked} pages in {summary.walk_seconds * 1e3:.3g} ms, {summary.calls} calls: "
@@ -207,12 +212,12 @@ def _size(size: int) -> str:
     return f"{value:.4g} TiB"
 
 
-def _short(name: str) -> str:
-    """Return a name of at most 32 characters: of a path, its end says most."""
+def _short(name: str, length: int) -> str:
+    """Return a name of at most ``length`` characters: of a path, its end says most."""
     name = _printable(name)
-    if len(name) <= 32:
+    if len(name) <= length:
         return name
-    return "\N{HORIZONTAL ELLIPSIS}" + name[-31:]
+    return "\N{HORIZONTAL ELLIPSIS}" + name[1 - length :]
 
 
 def _printable(text: str) -> str:

@@ -1,0 +1,23 @@
+"""Live Linux processes: their page tables read through /proc, rebuilt, and walked.
+
+Nothing here changes the process that is read; faults happen in the copy.
+"""
+
+from gpuhmm.process.capture import ProcessCapture, read_process
+from gpuhmm.process.identity import stopped
+from gpuhmm.process.maps import Mapping
+from gpuhmm.process.summary import MappingSummary, PageCounts, ProcessSummary, summarize
+from gpuhmm.process.walk import ProcessWalk, walk_process
+
+__all__ = [
+    "Mapping",
+    "MappingSummary",
+    "PageCounts",
+    "ProcessCapture",
+    "ProcessSummary",
+    "ProcessWalk",
+    "read_process",
+    "stopped",
+    "summarize",
+    "walk_process",
+]

@@ -3,8 +3,8 @@
 Importing this package touches no GPU and compiles nothing.
 """
 
-from gpuhmm.backends import BackendInfo, hmm_range_fault, resolve_backend
-from gpuhmm.driver import MirroredRange, range_fault
+from gpuhmm.backends import BackendInfo, hmm_range_fault, hmm_range_fault_runs, resolve_backend
+from gpuhmm.driver import MirroredRange, MirroredRuns, range_fault, range_runs
 from gpuhmm.errors import (
     BackendError,
     HmmError,
@@ -29,6 +29,7 @@ from gpuhmm.hmm import (
 from gpuhmm.notifier import MmuIntervalNotifier
 from gpuhmm.profile import PROFILES, KernelProfile
 from gpuhmm.ranges import HmmRange, RangeStats
+from gpuhmm.runs import HmmRuns, expand_runs, runs_of_words
 from gpuhmm.space import AddressSpace
 from gpuhmm.vma import Vma
 
@@ -53,15 +54,21 @@ __all__ = [
     "HmmInvalidError",
     "HmmPermissionError",
     "HmmRange",
+    "HmmRuns",
     "HmmTimeoutError",
     "KernelProfile",
     "LivelockError",
     "MirroredRange",
+    "MirroredRuns",
     "MmuIntervalNotifier",
     "RangeStats",
     "Vma",
+    "expand_runs",
     "hmm_pfn_to_order",
     "hmm_range_fault",
+    "hmm_range_fault_runs",
     "range_fault",
+    "range_runs",
     "resolve_backend",
+    "runs_of_words",
 ]

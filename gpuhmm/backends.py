@@ -11,8 +11,10 @@ from typing import Any
 
 from gpuhmm.errors import ArrayTypeError, BackendError
 from gpuhmm.ranges import HmmRange
+from gpuhmm.runs import HmmRuns
 
-#: Name -> module; each defines ``hmm_range_fault(range_)`` and ``describe()``.
+#: Name -> module that defines ``hmm_range_fault(range_)``; the module of that name and ``_runs`` beside it
+#: defines ``hmm_range_fault_runs(request)``.
 BACKENDS = {
     "reference": "gpuhmm.kernels.reference",
     "cpu": "gpuhmm.kernels.cpu",
@@ -68,6 +70,23 @@ def hmm_range_fault(range_: HmmRange, backend: str = "auto") -> int:
         )
     module: Any = importlib.import_module(BACKENDS[backend])
     ret: int = module.hmm_range_fault(range_)
+    return ret
+
+
+def hmm_range_fault_runs(request: HmmRuns, backend: str = "auto") -> int:
+    """Walk as :func:`hmm_range_fault` does, and leave the words as runs in ``request.runs``.
+
+    All pages make the request of ``default_flags``.  The time follows what the page tables hold, not
+    the size of the range: a hole is one run.  Return 0 or a negative errno; on an error the runs end
+    at the failing page.
+    """
+    request.check()
+    if backend == "auto":
+        backend = resolve_backend().name
+    elif backend not in BACKENDS or backend == "cuda":
+        resolve_backend(backend)
+    module: Any = importlib.import_module(BACKENDS[backend] + "_runs")
+    ret: int = module.hmm_range_fault_runs(request)
     return ret
 
 

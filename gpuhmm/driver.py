@@ -6,14 +6,15 @@ Source: Documentation/mm/hmm.rst, include/linux/hmm.h:HMM_RANGE_DEFAULT_TIMEOUT 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EBUSY
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.backends import hmm_range_fault, resolve_backend
+from gpuhmm.backends import BackendInfo, hmm_range_fault, hmm_range_fault_runs, resolve_backend
 from gpuhmm.errors import HmmError
 from gpuhmm.hmm import (
     HMM_PFN_ERROR,
@@ -24,10 +25,14 @@ from gpuhmm.hmm import (
     HMM_PFN_WRITE,
     hmm_pfn_to_order,
 )
+from gpuhmm.notifier import MmuIntervalNotifier
 from gpuhmm.ranges import HmmRange, RangeStats
+from gpuhmm.runs import HmmRuns, Runs, runs_of_words
 
 if TYPE_CHECKING:
     from gpuhmm.space import AddressSpace
+
+T = TypeVar("T")
 
 HMM_RANGE_DEFAULT_TIMEOUT_MS = 1000
 
@@ -36,11 +41,6 @@ REQUESTS = {
     "read": int(HMM_PFN_REQ_FAULT),
     "write": int(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE),
 }
-
-#: One maximal run: addresses and PFNs count up together, flags and order stay the same.
-RUN_DTYPE = np.dtype(
-    [("va", np.uint64), ("pfn", np.uint64), ("npages", np.uint64), ("flags", np.uint64), ("order", np.uint8)]
-)
 
 
 @dataclass(frozen=True)
@@ -83,26 +83,25 @@ class MirroredRange:
         """uint8[npages]: log2 of the pages in the CPU mapping behind each page: 0, 9 or 18."""
         return hmm_pfn_to_order(self.hmm_pfns)
 
-    def runs(self) -> npt.NDArray[np.void]:
-        """Return the maximal contiguous runs of valid pages: ``RUN_DTYPE``[n], by address.
+    def runs(self) -> Runs:
+        """Return the maximal contiguous runs of valid pages: ``gpuhmm.runs.RUN_DTYPE``[n], by address."""
+        runs = runs_of_words(self.start, self.hmm_pfns)
+        return runs[(runs["flags"] & HMM_PFN_VALID) != 0]
 
-        ``va`` is in bytes, ``npages`` in pages of 4 KiB, ``flags`` the VALID and WRITE bits.
-        """
-        words = self.hmm_pfns
-        if not len(words):
-            return np.empty(0, dtype=RUN_DTYPE)
-        counts_up = words[1:] == words[:-1] + np.uint64(1)
-        starts = np.concatenate(([0], np.flatnonzero(~counts_up) + 1))
-        lengths = np.diff(np.concatenate((starts, [len(words)])))
-        keep = (words[starts] & HMM_PFN_VALID) != 0
-        starts, lengths = starts[keep], lengths[keep]
-        runs = np.empty(len(starts), dtype=RUN_DTYPE)
-        runs["va"] = np.uint64(self.start) + starts.astype(np.uint64) * np.uint64(4096)
-        runs["pfn"] = words[starts] & ~HMM_PFN_FLAGS
-        runs["npages"] = lengths
-        runs["flags"] = words[starts] & (HMM_PFN_VALID | HMM_PFN_WRITE)
-        runs["order"] = hmm_pfn_to_order(words[starts])
-        return runs
+
+@dataclass(frozen=True)
+class MirroredRuns:
+    """What a device may map of ``[start, end)``, as runs: ``gpuhmm.runs.RUN_DTYPE``[n], by address.
+
+    They leave no gap: holes and errors are runs as well.
+    """
+
+    start: int
+    end: int
+    runs: Runs
+    backend: str
+    tries: int
+    stats: RangeStats
 
 
 def range_fault(
@@ -123,33 +122,87 @@ def range_fault(
     is walked again from its inputs as long as it is invalidated meanwhile.  HmmTimeoutError after
     ``timeout_ms`` of that, HmmFaultError and HmmPermissionError for pages that cannot be had.
     """
+    info = _checked(request, timeout_ms, backend)
+    stats = RangeStats()
+
+    def ask(notifier: MmuIntervalNotifier, seq: int) -> tuple[int, npt.NDArray[np.uint64]]:
+        words = np.zeros((end - start) >> 12, dtype=np.uint64) if requests is None else requests.copy()
+        range_ = HmmRange(
+            notifier,
+            start,
+            end,
+            words,
+            notifier_seq=seq,
+            default_flags=REQUESTS[request],
+            pfn_flags_mask=0 if requests is None else REQUESTS["write"],
+            dev_private_owner=dev_private_owner,
+            stats=stats,
+        )
+        return hmm_range_fault(range_, backend=info.name), words
+
+    words, tries = _until_valid(mm, start, end, timeout_ms, ask)
+    return MirroredRange(start, end, words, info.name, tries, stats)
+
+
+def range_runs(
+    mm: AddressSpace,
+    start: int,
+    end: int,
+    *,
+    request: str = "none",
+    dev_private_owner: int = 0,
+    timeout_ms: float = HMM_RANGE_DEFAULT_TIMEOUT_MS,
+    backend: str = "auto",
+) -> MirroredRuns:
+    """Return the runs of ``[start, end)`` bytes of ``mm``: :func:`range_fault` for ranges of any size.
+
+    A whole address space is one call, and a hole costs nothing.
+    """
+    info = _checked(request, timeout_ms, backend)
+    stats = RangeStats()
+
+    def ask(notifier: MmuIntervalNotifier, seq: int) -> tuple[int, Runs]:
+        wanted = HmmRuns(
+            notifier,
+            start,
+            end,
+            notifier_seq=seq,
+            default_flags=REQUESTS[request],
+            dev_private_owner=dev_private_owner,
+            stats=stats,
+        )
+        return hmm_range_fault_runs(wanted, backend=info.name), wanted.runs
+
+    runs, tries = _until_valid(mm, start, end, timeout_ms, ask)
+    return MirroredRuns(start, end, runs, info.name, tries, stats)
+
+
+def _checked(request: str, timeout_ms: float, backend: str) -> BackendInfo:
     if request not in REQUESTS:
         raise ValueError(f"request must be one of {', '.join(REQUESTS)} (got {request!r})")
     if not timeout_ms > 0:
         raise ValueError(f"timeout_ms must be positive (got {timeout_ms})")
-    info = resolve_backend(backend)
+    return resolve_backend(backend)
+
+
+def _until_valid(
+    mm: AddressSpace,
+    start: int,
+    end: int,
+    timeout_ms: float,
+    ask: Callable[[MmuIntervalNotifier, int], tuple[int, T]],
+) -> tuple[T, int]:
+    """Ask until an answer was not invalidated meanwhile; return it and how often was asked."""
     notifier = mm.notifier(start, end)
     deadline = time.monotonic() + timeout_ms / 1000
-    stats = RangeStats()
     tries = 0
     try:
         while True:
             tries += 1
-            words = np.zeros((end - start) >> 12, dtype=np.uint64) if requests is None else requests.copy()
-            range_ = HmmRange(
-                notifier,
-                start,
-                end,
-                words,
-                notifier_seq=notifier.read_begin(),
-                default_flags=REQUESTS[request],
-                pfn_flags_mask=0 if requests is None else REQUESTS["write"],
-                dev_private_owner=dev_private_owner,
-                stats=stats,
-            )
-            ret = hmm_range_fault(range_, backend=info.name)
-            if ret == 0 and not notifier.read_retry(range_.notifier_seq):
-                return MirroredRange(start, end, words, info.name, tries, stats)
+            seq = notifier.read_begin()
+            ret, answer = ask(notifier, seq)
+            if ret == 0 and not notifier.read_retry(seq):
+                return answer, tries
             if ret not in (0, -EBUSY) or time.monotonic() > deadline:
                 raise HmmError.of(ret or -EBUSY, start, end)
     finally:

@@ -63,19 +63,7 @@ class HmmRange:
 
     def check(self) -> None:
         """Raise unless every field may be used; called again by ``hmm_range_fault()``."""
-        if not isinstance(self.notifier, MmuIntervalNotifier):
-            raise TypeError(f"notifier must come from AddressSpace.notifier() (got {self.notifier!r})")
-        for name in ("start", "end", "notifier_seq", "default_flags", "pfn_flags_mask", "dev_private_owner"):
-            value = int(getattr(self, name))
-            setattr(self, name, value)
-            if not 0 <= value < 1 << 64:
-                raise ValueError(f"{name} must fit in 64 unsigned bits (got {value:#x})")
-        if self.start % 4096 or self.end % 4096:
-            raise ValueError(f"start and end must be page aligned (got {self.start:#x}, {self.end:#x})")
-        if self.start > self.end:
-            raise ValueError(f"start must not lie above end (got {self.start:#x}, {self.end:#x})")
-        if self.end > self.notifier.mm.task_size:
-            raise ValueError(f"end must not exceed {self.notifier.mm.task_size:#x} (got {self.end:#x})")
+        check_fields(self)
         self._check_words()
 
     def _check_words(self) -> None:
@@ -102,3 +90,22 @@ class HmmRange:
             raise ValueError(f"hmm_pfns must be contiguous (got strides {strides})")
         if not writable:
             raise ValueError("hmm_pfns must be writable (got a read-only array)")
+
+
+def check_fields(request: Any) -> None:
+    """Raise unless notifier, bounds and flags of an ``HmmRange`` or its like may be used."""
+    if not isinstance(request.notifier, MmuIntervalNotifier):
+        raise TypeError(f"notifier must come from AddressSpace.notifier() (got {request.notifier!r})")
+    for name in ("start", "end", "notifier_seq", "default_flags", "pfn_flags_mask", "dev_private_owner"):
+        value = int(getattr(request, name))
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} must fit in 64 unsigned bits (got {value:#x})")
+        if name in vars(request):
+            setattr(request, name, value)  # a NumPy scalar would be slow, and wrap
+    start, end = request.start, request.end
+    if start % 4096 or end % 4096:
+        raise ValueError(f"start and end must be page aligned (got {start:#x}, {end:#x})")
+    if start > end:
+        raise ValueError(f"start must not lie above end (got {start:#x}, {end:#x})")
+    if end > request.notifier.mm.task_size:
+        raise ValueError(f"end must not exceed {request.notifier.mm.task_size:#x} (got {end:#x})")

@@ -15,6 +15,7 @@ from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, F
 from gpuhmm.hmm import HMM_NEED_WRITE_FAULT
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
+from gpuhmm.runs import HmmRuns
 from gpuhmm.vma import VM_WRITE
 from gpuhmm.walk.pte import (
     ACTION_CLEAR,
@@ -67,13 +68,13 @@ class Resolver(Protocol):
         ...
 
 
-def settle(range_: HmmRange, resolver: Resolver) -> int:
+def settle(range_: HmmRange | HmmRuns, resolver: Resolver) -> int:
     """Return 0 or a negative errno, with everything done as ``hmm_range_fault()`` does it in order."""
     return _Settlement(range_, resolver).run()
 
 
 class _Settlement:
-    def __init__(self, range_: HmmRange, resolver: Resolver) -> None:
+    def __init__(self, range_: HmmRange | HmmRuns, resolver: Resolver) -> None:
         self.range = range_
         self.mm = range_.notifier.mm
         self.resolver = resolver

@@ -1,11 +1,14 @@
 """What ``test_simulator.py`` runs with NUMBA_ENABLE_CUDASIM=1: the CUDA entry points as plain Python."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba.core import config
 from recorded import CASES, difference_from_record
+from runs_against_words import runs_and_words
 from spaces import BASE, RW, anonymous, ask, words
 
 import gpuhmm
@@ -38,6 +41,11 @@ def test_small_recorded_cases(path):
 def test_random_cases(rng):
     case = random_case(rng, "steered by hypothesis", max_pages=64)
     assert not differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
+
+
+def test_runs_expand_to_the_words():
+    for seed in range(60):
+        runs_and_words(random_case(random.Random(seed), f"random case {seed}", max_pages=96), "cuda")
 
 
 def test_only_changed_tables_are_sent_again():

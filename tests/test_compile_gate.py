@@ -11,9 +11,9 @@ from contracts import arguments
 from cuda_compiler import compile_ptx  # noqa: F401
 
 from gpuhmm.kernels import cuda as cuda_backend
-from gpuhmm.kernels import device_tables
+from gpuhmm.kernels import cuda_runs, device_tables
 
-KERNELS = {**cuda_backend.KERNELS, **device_tables.KERNELS}
+KERNELS = {**cuda_backend.KERNELS, **cuda_runs.KERNELS, **device_tables.KERNELS}
 
 
 def find_ptxas():

@@ -4,6 +4,7 @@ Plain Python proves nothing here: NumPy keeps uint64 where numba goes to int64 o
 """
 
 import importlib
+import pkgutil
 
 import pytest
 from contracts import NAMES, signature
@@ -11,10 +12,16 @@ from cuda_compiler import compile_ptx  # noqa: F401
 from numba import cuda, njit
 from numba.core import ir, types
 
+import gpuhmm
 from gpuhmm.shared import CONTRACTS, register
 
-for module in ("hmm", "x86", "walk.constants", "walk.pte", "walk.extent", "walk.span", "kernels.cuda"):
-    importlib.import_module(f"gpuhmm.{module}")
+# Every module that shared functions are in, and the kernels that bring their own.
+for module in pkgutil.walk_packages(gpuhmm.__path__, "gpuhmm."):
+    if module.name.startswith(("gpuhmm.walk.", "gpuhmm.kernels.")) or module.name in (
+        "gpuhmm.x86",
+        "gpuhmm.hmm",
+    ):
+        importlib.import_module(module.name)
 register()
 
 FUNCTIONS = sorted(CONTRACTS, key=lambda function: (function.__module__, function.__name__))

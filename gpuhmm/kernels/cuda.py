@@ -283,11 +283,11 @@ class CudaResolver:
         columns = self.mm.vmas.columns()
         if columns is not self.vma_columns:
             self.vma_columns = columns
-            self.vmas = _to_device(columns)
-            self.owners = _to_device(self.mm.device_private)
+            self.vmas = to_device(columns)
+            self.owners = to_device(self.mm.device_private)
 
 
-def _to_device(table: np.ndarray) -> Any:
+def to_device(table: np.ndarray) -> Any:
     """Return a device copy; of an empty table one whose shape is kept but that can be allocated."""
     if table.size:
         return cuda.to_device(table)

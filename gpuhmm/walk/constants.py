@@ -13,6 +13,7 @@ from gpuhmm.x86 import U64, Truth
 
 if TYPE_CHECKING:
     from gpuhmm.ranges import HmmRange
+    from gpuhmm.runs import HmmRuns
 
 _ZERO = U64(0)
 
@@ -43,7 +44,7 @@ class Walk(NamedTuple):
     pmd_bad_ignores: np.uint64
 
 
-def walk_constants(range_: HmmRange) -> npt.NDArray[np.uint64]:
+def walk_constants(range_: HmmRange | HmmRuns) -> npt.NDArray[np.uint64]:
     """Return uint64[21], the fields of :class:`Walk` for one call."""
     mm = range_.notifier.mm
     kernel = mm.kernel

@@ -84,6 +84,23 @@ def joined(pieces: list[Words], past: int) -> Runs:
     return _runs(vas[heads], words[heads], np.add.reduceat(npages, heads))
 
 
+def clip_runs(runs: Runs, start: int, end: int) -> Runs:
+    """Return the part of the runs that lies in ``[start, end)`` bytes, a copy."""
+    ends = runs["va"] + (runs["npages"] << np.uint64(12))
+    low = int(np.searchsorted(ends, np.uint64(start), "right"))
+    high = int(np.searchsorted(runs["va"], np.uint64(end), "left"))
+    inside = runs[low:high].copy()
+    if not len(inside):
+        return inside
+    before = max(start - int(inside["va"][0]), 0) >> 12
+    inside["va"][0] += np.uint64(before << 12)
+    inside["npages"][0] -= np.uint64(before)
+    if _counts_up(inside["pfn"][:1] | inside["flags"][:1])[0]:
+        inside["pfn"][0] += np.uint64(before)
+    inside["npages"][-1] -= np.uint64(max(int(ends[high - 1]) - end, 0) >> 12)
+    return inside
+
+
 def expand_runs(runs: Runs) -> Words:
     """Return the words that the runs stand for: uint64, one a page, by address."""
     words = runs["pfn"] | runs["flags"] | runs["order"].astype(np.uint64) << HMM_PFN_ORDER_SHIFT

@@ -70,7 +70,7 @@ def walk(
     """Read the page tables of a live process and walk them as hmm_range_fault() does."""
     from rich.console import Console
 
-    from gpuhmm.process import read_process, stopped, summarize
+    from gpuhmm.process import prepare, read_process, stopped, summarize
 
     if start is not None and end is not None and start >= end:
         raise typer.BadParameter(f"--start must lie below --end (got {start:#x}, {end:#x})")
@@ -79,8 +79,12 @@ def walk(
     held = stopped(who) if stop else contextlib.nullcontext()
     with held, _reading(messages) as progress:
         capture = read_process(who, start=start or 0, end=end, progress=progress)
-    with messages.status("walking (the first run of a back end compiles it, some 15 s)"):
-        summary = summarize(capture, request=request, backend=backend, stopped=stop)
+    with messages.status("preparing the back end (its first run compiles it, some 15 s)"):
+        prepared = prepare(backend)
+    # A snapshot is over before a spinner turns, which would only hold it up.
+    faulting = messages.status("faulting, on the copy") if request != "none" else contextlib.nullcontext()
+    with faulting:
+        summary = summarize(capture, request=request, backend=prepared, stopped=stop)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(summary), indent=1))
     else:
@@ -183,7 +187,8 @@ def _closing(summary: ProcessSummary) -> Iterator[str]:
         f"walked as {summary.profile} does; numbers are pages of 4 KiB, run is the longest with PFNs in a row"
     )
     yield (
-        f"walked {summary.pages_walked} pages in {summary.walk_seconds * 1e3:.3g} ms, {summary.calls} calls: "
+        f"walked {summary.pages_walked} pages in {summary.walk_seconds * 1e3:.3g} ms, "
+        f"{summary.calls} call{'s' if summary.calls > 1 else ''}: "
         f"{summary.pages_per_second:.3g} pages/s on the {summary.backend} back end ({summary.device})"
     )
     used = [

@@ -42,6 +42,9 @@ register()
 #: Extents that are listed at once: 16 MiB of runs if every page is one.
 _EXTENTS = 1 << 10
 
+#: Up to this many extents, a millisecond's work, one thread does it: others would have to be woken.
+_SEQUENTIAL_EXTENTS = 256
+
 _NO_WORDS = np.empty(0, dtype=np.uint64)
 
 
@@ -121,7 +124,9 @@ def _write(extents, count, constants, owners, leaf, ats, pages, runs):
 
 
 list_extents = cached(njit(_list_extents))
+count_sequential = cached(njit(_count))
 count_parallel = cached(njit(_count, parallel=True))
+write_sequential = cached(njit(_write))
 write_parallel = cached(njit(_write, parallel=True))
 
 
@@ -176,12 +181,15 @@ class CpuRunsResolver:
         leaf, owners = self.mm.page_tables.leaf, self.mm.device_private
         counts = np.empty(count, dtype=np.uint64)
         pages = np.empty(count, dtype=np.uint64)
-        count_parallel(self.extents, count, self.constants, owners, leaf, counts, pages)
+        small = count <= _SEQUENTIAL_EXTENTS
+        count_runs = count_sequential if small else count_parallel
+        write_runs = write_sequential if small else write_parallel
+        count_runs(self.extents, count, self.constants, owners, leaf, counts, pages)
         count, total = self.below_stop(count, counts, pages)
         runs = np.empty((2, total), dtype=np.uint64)
         if total:
             ats = np.cumsum(counts) - counts
-            write_parallel(self.extents, count, self.constants, owners, leaf, ats, pages, runs)
+            write_runs(self.extents, count, self.constants, owners, leaf, ats, pages, runs)
         return runs, pages
 
     def below_stop(self, count: int, counts: np.ndarray, pages: np.ndarray) -> tuple[int, int]:

@@ -10,6 +10,7 @@ Source: mm/hmm.c (v5.18).
 from __future__ import annotations
 
 from errno import EBUSY, EFAULT, EPERM
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from gpuhmm.hmm import (
 from gpuhmm.kernels.pagewalk import PageWalk
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
+from gpuhmm.runs import HmmRuns
 from gpuhmm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE
 from gpuhmm.x86 import U64
 
@@ -39,15 +41,19 @@ _ORDER_SHIFT = int(HMM_PFN_ORDER_SHIFT)
 
 def hmm_range_fault(range_: HmmRange) -> int:
     """Return 0 or a negative errno; the words of ``range_`` are written as far as the kernel would."""
-    return _HmmWalk(range_).hmm_range_fault()
+    return HmmWalk(range_, range_.hmm_pfns).hmm_range_fault()
 
 
-class _HmmWalk(PageWalk):
-    """A ``struct hmm_vma_walk`` together with its ``struct mm_walk``."""
+class HmmWalk(PageWalk):
+    """A ``struct hmm_vma_walk`` together with its ``struct mm_walk``.
 
-    def __init__(self, range_: HmmRange) -> None:
+    Words are read from and stored in ``hmm_pfns``, one place a page of ``range_``.
+    """
+
+    def __init__(self, range_: HmmRange | HmmRuns, hmm_pfns: Any) -> None:
         super().__init__(range_.notifier.mm)
         self.range = range_
+        self.hmm_pfns = hmm_pfns
         self.profile = self.mm.kernel
         self.last = range_.start
         self.default_flags = U64(range_.default_flags)
@@ -155,7 +161,7 @@ class _HmmWalk(PageWalk):
             required_fault = self.need_fault(i, 0)
             if required_fault:
                 return self.hmm_vma_fault(addr, end, required_fault)
-            self.range.hmm_pfns[i] = 0
+            self.hmm_pfns[i] = 0
             return 0
 
         if not x86.pte_present(pte):
@@ -172,9 +178,9 @@ class _HmmWalk(PageWalk):
         ):
             if self.need_fault(i, 0):
                 return -EFAULT
-            self.range.hmm_pfns[i] = _ERROR
+            self.hmm_pfns[i] = _ERROR
             return 0
-        self.range.hmm_pfns[i] = int(x86.pte_pfn(pte)) | cpu_flags
+        self.hmm_pfns[i] = int(x86.pte_pfn(pte)) | cpu_flags
         return 0
 
     def hmm_vma_handle_swap_pte(self, pte: np.uint64, addr: int, end: int) -> int:
@@ -186,12 +192,12 @@ class _HmmWalk(PageWalk):
             pfn = int(x86.swp_offset(pte)) & ((1 << self.pfn_bits) - 1)
             if self.owner(pfn) == self.range.dev_private_owner:
                 write = _WRITE if swp_type == profile.swp_device_write else 0
-                self.range.hmm_pfns[i] = pfn | _VALID | write
+                self.hmm_pfns[i] = pfn | _VALID | write
                 return 0
 
         required_fault = self.need_fault(i, 0)
         if not required_fault:
-            self.range.hmm_pfns[i] = 0
+            self.hmm_pfns[i] = 0
             return 0
         if swp_type < profile.max_swapfiles:
             return self.hmm_vma_fault(addr, end, required_fault)
@@ -243,9 +249,7 @@ class _HmmWalk(PageWalk):
 
     def need_fault(self, i: int, cpu_flags: int) -> int:
         return int(
-            hmm_pte_need_fault(
-                self.range.hmm_pfns[i], U64(cpu_flags), self.default_flags, self.pfn_flags_mask
-            )
+            hmm_pte_need_fault(self.hmm_pfns[i], U64(cpu_flags), self.default_flags, self.pfn_flags_mask)
         )
 
     def hmm_range_need_fault(self, start: int, end: int, cpu_flags: int) -> int:
@@ -263,10 +267,10 @@ class _HmmWalk(PageWalk):
         """Store ``word`` in every page, or with ``cpu_flags`` the PFNs that count up from it."""
         first, last = (start - self.range.start) >> 12, (end - self.range.start) >> 12
         if cpu_flags is None:
-            self.range.hmm_pfns[first:last] = word
+            self.hmm_pfns[first:last] = word
         else:
             pfns = np.arange(word, word + last - first, dtype=np.uint64)
-            self.range.hmm_pfns[first:last] = pfns | U64(cpu_flags)
+            self.hmm_pfns[first:last] = pfns | U64(cpu_flags)
 
     def pte_none(self, pte: np.uint64) -> bool:
         """pte_none, and from v5.19 on pte_none_mostly, which takes markers for none."""

@@ -1,47 +1,43 @@
-"""Runs of the reference: those of the words that it gives, page by page."""
+"""Runs of the reference: its walk, with a list of runs where the words would be."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from gpuhmm.kernels import reference
-from gpuhmm.ranges import HmmRange
-from gpuhmm.runs import runs_of_words
-
-if TYPE_CHECKING:
-    from gpuhmm.runs import HmmRuns
-
-#: Pages that are walked one by one at most, 64 GiB: the reference is no tool for holes of many TiB.
-MAX_PAGES = 1 << 24
-
-#: Stands where the walk wrote nothing: no HMM_PFN word has all bits.
-_UNWRITTEN = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+from gpuhmm.kernels.reference import HmmWalk
+from gpuhmm.runs import HmmRuns, joined, runs_of_words
+from gpuhmm.tables import Words
+from gpuhmm.x86 import U64, ZERO
 
 
 def hmm_range_fault_runs(request: HmmRuns) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault_runs`.
-
-    ValueError for more than ``MAX_PAGES`` pages.
-    """
-    if request.npages > MAX_PAGES:
-        raise ValueError(
-            f"the reference walks at most {MAX_PAGES} pages one by one (got {request.npages}); "
-            "choose another back end"
-        )
-    range_ = HmmRange(
-        request.notifier,
-        request.start,
-        request.end,
-        np.full(request.npages, _UNWRITTEN),
-        notifier_seq=request.notifier_seq,
-        default_flags=request.default_flags,
-        dev_private_owner=request.dev_private_owner,
-        stats=request.stats,
-    )
-    ret = reference.hmm_range_fault(range_)
-    unwritten = np.flatnonzero(range_.hmm_pfns == _UNWRITTEN)
-    done = range_.hmm_pfns[: unwritten[0]] if len(unwritten) else range_.hmm_pfns
-    request.runs = runs_of_words(request.start, done)
+    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault_runs`."""
+    runs = _RunList(request.start)
+    ret = HmmWalk(request, runs).hmm_range_fault()
+    request.runs = joined(runs.pieces, runs.past)
     return ret
+
+
+class _RunList:
+    """Takes what is stored in ``hmm_pfns``, page by page or a piece at once, always at its end."""
+
+    def __init__(self, start: int) -> None:
+        self.start = self.past = start
+        self.pieces: list[Words] = []
+
+    def __getitem__(self, page: int) -> np.uint64:
+        """Return what a page asks for by itself: nothing."""
+        return ZERO
+
+    def __setitem__(self, pages: int | slice, value: int | Words) -> None:
+        """Store one word in a page or in a piece of pages, or the words of a piece."""
+        first, past = (pages.start, pages.stop) if isinstance(pages, slice) else (pages, pages + 1)
+        va = self.start + (first << 12)
+        assert va == self.past, "a walk stores words in the order of addresses"
+        if isinstance(value, np.ndarray):
+            runs = runs_of_words(va, value)
+            heads = ((runs["va"] - U64(va)) >> U64(12)).astype(np.int64)
+            self.pieces.append(np.stack([runs["va"], value[heads]]))
+        else:
+            self.pieces.append(np.array([[va], [value]], dtype=np.uint64))
+        self.past = self.start + (past << 12)

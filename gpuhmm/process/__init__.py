@@ -7,15 +7,17 @@ from gpuhmm.process.capture import ProcessCapture, read_process
 from gpuhmm.process.identity import stopped
 from gpuhmm.process.maps import Mapping
 from gpuhmm.process.summary import MappingSummary, PageCounts, ProcessSummary, summarize
-from gpuhmm.process.walk import ProcessWalk, walk_process
+from gpuhmm.process.walk import PreparedBackend, ProcessWalk, prepare, walk_process
 
 __all__ = [
     "Mapping",
     "MappingSummary",
     "PageCounts",
+    "PreparedBackend",
     "ProcessCapture",
     "ProcessSummary",
     "ProcessWalk",
+    "prepare",
     "read_process",
     "stopped",
     "summarize",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.process.capture import ProcessCapture
 from gpuhmm.process.entries import WRITE_RULE, is_not_present, is_special
 from gpuhmm.process.maps import Mapping
-from gpuhmm.process.walk import ProcessWalk, WalkedMapping, walk_process
+from gpuhmm.process.walk import PreparedBackend, ProcessWalk, WalkedMapping, walk_process
+from gpuhmm.runs import Runs
 from gpuhmm.space import AddressSpace
 from gpuhmm.tables import NO_CHILD
 
@@ -89,7 +90,11 @@ class ProcessSummary:
 
 
 def summarize(
-    capture: ProcessCapture, *, request: str = "none", backend: str = "auto", stopped: bool = False
+    capture: ProcessCapture,
+    *,
+    request: str = "none",
+    backend: str | PreparedBackend = "auto",
+    stopped: bool = False,
 ) -> ProcessSummary:
     """Walk ``capture`` (see :func:`walk_process`) and return what is to be said about it.
 
@@ -134,25 +139,24 @@ def summarize(
 def _mapping(
     capture: ProcessCapture, mapping: Mapping, resident: int, walked: WalkedMapping
 ) -> MappingSummary:
-    words = walked.hmm_pfns
-    valid = (words & HMM_PFN_VALID) != 0
-    orders = np.bincount(hmm_pfn_to_order(words[valid]), minlength=19)
-    present = int(valid.sum())
-    errors = mapping.npages if mapping.rejected else int(((words & HMM_PFN_ERROR) != 0).sum())
+    runs = walked.runs
+    valid = runs[(runs["flags"] & HMM_PFN_VALID) != 0]
+    present = _pages(valid)
+    errors = _pages(runs[(runs["flags"] & HMM_PFN_ERROR) != 0])
     swapped, special = (0, 0) if mapping.rejected else _not_present(capture, mapping)
     counts = PageCounts(
         pages=mapping.npages,
         present=present,
-        order_0=int(orders[0]),
-        order_9=int(orders[9]),
-        order_18=int(orders[18]),
-        writable=int(((words & HMM_PFN_WRITE) != 0)[valid].sum()),
+        order_0=_pages(valid[valid["order"] == 0]),
+        order_9=_pages(valid[valid["order"] == 9]),
+        order_18=_pages(valid[valid["order"] == 18]),
+        writable=_pages(valid[(valid["flags"] & HMM_PFN_WRITE) != 0]),
         swapped=swapped,
         special=special,
         holes=mapping.npages - present - errors - swapped - special,
         errors=errors,
         resident=resident,
-        longest_run=_longest_run(words, walked) if capture.pfns_real else None,
+        longest_run=int(valid["npages"].max(initial=0)) if capture.pfns_real else None,
         faults=walked.faults,
     )
     return MappingSummary(
@@ -167,16 +171,8 @@ def _mapping(
     )
 
 
-def _longest_run(words: np.ndarray, walked: WalkedMapping) -> int:
-    """Return how many valid words in a row count up by one, flags and order being the same."""
-    if not len(words):
-        return 0
-    breaks = np.ones(len(words) + 1, dtype=np.bool_)
-    breaks[1:-1] = words[1:] != words[:-1] + np.uint64(1)
-    breaks[walked.cuts] = True
-    starts = np.flatnonzero(breaks)
-    lengths = np.diff(starts)[(words[starts[:-1]] & HMM_PFN_VALID) != 0]
-    return int(lengths.max(initial=0))
+def _pages(runs: Runs) -> int:
+    return int(runs["npages"].sum())
 
 
 def _not_present(capture: ProcessCapture, mapping: Mapping) -> tuple[int, int]:

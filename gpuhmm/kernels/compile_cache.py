@@ -78,13 +78,23 @@ class _PackageCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _PackageCache(caching.FunctionCache):  # type: ignore[misc]
+    """A function's cache that tells its parallel and its sequential compilation apart."""
+
     _impl_class = _PackageCacheImpl
+
+    def __init__(self, dispatcher: Any) -> None:
+        # numba's key leaves the options out: whichever was compiled first would serve both.
+        self._options = repr(sorted(dispatcher.targetoptions.items()))
+        super().__init__(dispatcher.py_func)
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), self._options)
 
 
 def cached(dispatcher: Any) -> Any:
     """Return the dispatcher, now loading and saving its code; as it is where no folder is writable."""
     try:
-        dispatcher._cache = _PackageCache(dispatcher.py_func)
+        dispatcher._cache = _PackageCache(dispatcher)
     except (RuntimeError, OSError):
         pass
     return dispatcher

@@ -42,8 +42,8 @@ register()
 #: Extents that are listed at once: 16 MiB of runs if every page is one.
 _EXTENTS = 1 << 10
 
-#: Up to this many extents, a millisecond's work, one thread does it: others would have to be woken.
-_SEQUENTIAL_EXTENTS = 256
+#: Up to this many small pages, less than a millisecond's work, one thread does it: others must be woken.
+_SEQUENTIAL_PAGES = 1 << 16
 
 _NO_WORDS = np.empty(0, dtype=np.uint64)
 
@@ -181,7 +181,9 @@ class CpuRunsResolver:
         leaf, owners = self.mm.page_tables.leaf, self.mm.device_private
         counts = np.empty(count, dtype=np.uint64)
         pages = np.empty(count, dtype=np.uint64)
-        small = count <= _SEQUENTIAL_EXTENTS
+        listed = self.extents[:count]
+        leaves = listed[listed[:, EXTENT_KIND] == KIND_LEAF]
+        small = int((leaves[:, EXTENT_END] - leaves[:, EXTENT_START]).sum()) >> 12 <= _SEQUENTIAL_PAGES
         count_runs = count_sequential if small else count_parallel
         write_runs = write_sequential if small else write_parallel
         count_runs(self.extents, count, self.constants, owners, leaf, counts, pages)

@@ -16,7 +16,9 @@ from gpuhmm.check import vectors
 from gpuhmm.check.difference import differences
 from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
+from gpuhmm.kernels.cuda import CudaResolver
 from gpuhmm.kernels.device_tables import device_tables
+from gpuhmm.x86 import encode_swap
 
 MAX_PAGES = 256
 MAX_EVENTS = 1200
@@ -36,6 +38,13 @@ def test_small_recorded_cases(path):
     assert not wrong
 
 
+def test_random_cases_with_whole_slots():
+    for seed in range(5000, 5040):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
+        found = differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
+        assert not found, (case.name, found)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.randoms(use_true_random=False))
 def test_random_cases(rng):
@@ -46,6 +55,60 @@ def test_random_cases(rng):
 def test_runs_expand_to_the_words():
     for seed in range(60):
         runs_and_words(random_case(random.Random(seed), f"random case {seed}", max_pages=96), "cuda")
+
+
+@pytest.mark.parametrize("start_page", [0, 1, 511])
+@pytest.mark.parametrize("odd", ["nothing", "a swap entry", "a read-only page"])
+@pytest.mark.parametrize("request_", ["none", "read", "write", "by page"])
+def test_whole_slots_are_streamed_and_give_the_same(start_page, odd, request_):
+    mm = gpuhmm.AddressSpace()
+    base = 1 << 40
+    mm.mmap(base, base + (6 << 21), RW)
+    mm.map_pfns(base, np.arange(1 << 20, (1 << 20) + 1536, dtype=np.uint64))
+    mm.map_pfns(base + (3 << 21), words(1 << 21, 5 << 9), level=2)
+    if odd == "a swap entry":
+        mm.set_entry(base + (700 << 12), 1, encode_swap(3, 77))
+    if odd == "a read-only page":
+        mm.set_entry(base + (700 << 12), 1, 0x1234025)
+    flags = int(gpuhmm.HMM_PFN_REQ_FAULT)
+    both = flags | int(gpuhmm.HMM_PFN_REQ_WRITE)
+    options = {
+        "none": {},
+        "read": {"default_flags": flags},
+        "write": {"default_flags": both},
+        "by page": {"pfn_flags_mask": both},
+    }[request_]
+    npages = 5 * 512 - start_page
+    asked = np.zeros(npages, dtype=np.uint64)
+    asked[700 - start_page] = asked[-1] = both
+    got = []
+    for backend in ("reference", "cuda"):
+        space = gpuhmm.AddressSpace.from_tables(
+            levels=4,
+            root_pfn=mm.root_pfn,
+            table_pfns=mm.tables()[0],
+            tables=mm.tables()[1],
+            vmas=list(mm.vmas),
+        )
+        ret, range_ = ask(space, base + (start_page << 12), npages, backend, words_in=asked, **options)
+        got.append((ret, range_.stats, range_.hmm_pfns))
+    assert got[0][:2] == got[1][:2]
+    assert np.array_equal(got[0][2], got[1][2])
+
+
+def test_plain_slots_are_not_resolved_page_by_page():
+    mm = gpuhmm.AddressSpace()
+    base = 1 << 40
+    mm.mmap(base, base + (4 << 21), RW)
+    mm.map_pfns(base, np.arange(1, 1025, dtype=np.uint64))
+    mm.map_pfns(base + (2 << 21), words(1 << 21, 5 << 9), level=2)
+    mm.set_entry(base + (600 << 12), 1, 0)
+    notifier = mm.notifier(base, base + (4 << 21))
+    range_ = gpuhmm.HmmRange(notifier, base + 4096, base + (4 << 21), np.zeros(2047, dtype=np.uint64))
+    resolver = CudaResolver(range_)
+    assert resolver.resolve(range_.start, range_.end) is None
+    # The first slot is not whole, the second has a hole; the two fills are.
+    assert resolver.marks.copy_to_host()[:4].tolist() == [1, 1, 0, 0]
 
 
 def test_only_changed_tables_are_sent_again():

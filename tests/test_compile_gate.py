@@ -10,10 +10,9 @@ import pytest
 from contracts import arguments
 from cuda_compiler import compile_ptx  # noqa: F401
 
-from gpuhmm.kernels import cuda as cuda_backend
-from gpuhmm.kernels import cuda_runs, device_tables
+from gpuhmm.kernels import cuda_resolve, cuda_runs, cuda_stream, device_tables
 
-KERNELS = {**cuda_backend.KERNELS, **cuda_runs.KERNELS, **device_tables.KERNELS}
+KERNELS = {**cuda_resolve.KERNELS, **cuda_stream.KERNELS, **cuda_runs.KERNELS, **device_tables.KERNELS}
 
 
 def find_ptxas():
@@ -40,3 +39,22 @@ def test_kernel_compiles_without_spills_doubles_or_calls(kernel, cc, compile_ptx
     assert done.returncode == 0, done.stderr
     assert re.search(r"\b0 bytes spill stores, 0 bytes spill loads", done.stderr), done.stderr
     assert not re.search(r"[1-9]\d* bytes spill", done.stderr), done.stderr
+    if kernel in cuda_stream.KERNELS:
+        assert int(re.search(r"Used (\d+) registers", done.stderr)[1]) <= 32
+        assert ".local" not in ptx
+
+
+@pytest.mark.parametrize(
+    ("kernel", "loads", "stores"),
+    [(cuda_stream.stream_kernel, 1, 2), (cuda_stream.stream_asked_kernel, 3, 2)],
+    ids=["stream", "stream_asked"],
+)
+def test_streaming_kernels_move_16_bytes_an_access(kernel, loads, stores, compile_ptx):  # noqa: F811
+    # Two pages an access: a PTE pair and a word pair each, and a pair of inputs where pages ask.  There
+    # is one store in the loop over PTEs and one in the loop over fills.
+    ptx, _ = compile_ptx(kernel.py_func, arguments(KERNELS[kernel]), (9, 0))
+    assert len(re.findall(r"ld\.global\.v2\.u64", ptx)) == loads
+    assert len(re.findall(r"st\.global\.v2\.u64", ptx)) == stores
+    # What is read beside them is the slot's plan, once a thread; what is written, its mark.
+    plan_fields = {cuda_stream.stream_kernel: 4, cuda_stream.stream_asked_kernel: 5}[kernel]
+    assert len(re.findall(r"ld\.global\.[a-z]+64", ptx)) == plan_fields

@@ -32,7 +32,9 @@ def register() -> None:
     """Make every shared function that was imported so far callable from ``njit`` and ``cuda.jit`` code."""
     from numba.extending import register_jitable
 
+    # Without NRT no function counts references to its arrays: each count is an atomic instruction, and
+    # threads would share it.  Inlined, results of many fields stay in registers.
     for function in CONTRACTS:
         if function not in _registered:
-            register_jitable(function)
+            register_jitable(_nrt=False, forceinline=True)(function)
             _registered.add(function)

@@ -1,7 +1,7 @@
-"""The CPU back end: the shared decisions over spans of 2 MiB slots, in parallel with numba.
+"""The CPU back end: the shared decisions over 2 MiB slots, in parallel with numba.
 
-Words are written in place, a wave at a time.  Where the walk can stop, the inputs of a wave are saved
-first, in a buffer that stays in the cache, and those above a stop are put back.
+Words are written in place.  Where the walk can stop, a slot is looked at before it is written, and
+written only once no slot below it can stop any more, so that inputs above a stop are never touched.
 """
 
 from __future__ import annotations
@@ -9,88 +9,166 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
+from gpuhmm.kernels.atomics import load_acquire, store_release
 from gpuhmm.kernels.compile_cache import cached
 from gpuhmm.settle import Stop, settle
 from gpuhmm.shared import register
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
 from gpuhmm.walk.extent import extent_at
-from gpuhmm.walk.span import NO_STOP, describe_stop, resolve_span, restore_words
-from gpuhmm.x86 import ONE, PAGE_SHIFT, PMD_SHIFT, U64
+from gpuhmm.walk.span import NO_STOP, describe_stop, find_stop, write_words
+from gpuhmm.x86 import ONE, PMD_SHIFT, PMD_SIZE, U64, ZERO
 
 if TYPE_CHECKING:
     from gpuhmm.ranges import HmmRange
 
 register()
 
-#: Pages of one wave: their inputs fit in a level 2 or 3 cache, beside their entries.
-_WAVE = 1 << 17
 #: Ranges up to this many pages run on one thread: starting threads costs more.
 _SEQUENTIAL_PAGES = 4096
-#: Pieces that a wave is cut into, so that threads finish together.
-_CHUNKS = 32
+#: Slots of 2 MiB that a thread looks at in one go where the walk can stop.  Neighbours in short turns get
+#: in the way of each other's prefetches; in long ones the entries leave the cache before they are used.
+_RUN = U64(64)
+#: Words between the counts of two threads, so that each has a line of the cache to itself.
+_APART = U64(16)
+_TWO = U64(2)
 
 
-def _chunk(index, chunks, first, past):
-    """Return the part ``index`` of ``[first, past)``, cut at borders of 2 MiB."""
-    base = first >> PMD_SHIFT
-    slots = ((past - ONE) >> PMD_SHIFT) - base + ONE
-    low = (base + slots * index // chunks) << PMD_SHIFT
-    high = (base + slots * (index + ONE) // chunks) << PMD_SHIFT
-    return max(low, first), min(high, past)
+def _slots(first, past):
+    """Return the number of 2 MiB slots that ``[first, past)`` lies in."""
+    return ((past - ONE) >> PMD_SHIFT) - (first >> PMD_SHIFT) + ONE
 
 
-_chunk = njit(inline="always")(_chunk)
+def _nth_slot(nth, thread, threads, run):
+    """Return the number of a thread's ``nth`` slot: threads take turns of ``run`` slots."""
+    return (nth // run * threads + thread) * run + nth % run
 
 
-def _resolve_chunk(
-    index, chunks, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, saved, saved_page
+def _slot(slot, first, past):
+    """Return the part of ``[first, past)`` that lies in its slot of that number."""
+    low = ((first >> PMD_SHIFT) + slot) << PMD_SHIFT
+    return max(low, first), min(low + PMD_SIZE, past)
+
+
+def _look_and_write(
+    thread, threads, run, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, seen
 ):
-    low, high = _chunk(index, chunks, first, past)
-    return resolve_span(
-        low,
-        high,
-        first,
-        unpack(constants),
-        vmas,
-        owners,
-        upper,
-        child,
-        leaf,
-        hmm_pfns,
-        saved,
-        saved_page,
-    )
+    """Look at the slots of one thread for a stop, and write those below which all is known.
+
+    ``seen`` has the first slot of every thread that it has not looked at, or that stops the walk: all
+    slots below the least of these may be written.  Nobody waits for that: a thread goes on looking, and
+    what it could not write is left for later.  Return the first stop of these slots, or NO_STOP, and
+    how many of them are written.
+    """
+    walk = unpack(constants)
+    slots = _slots(first, past)
+    looked = ZERO
+    written = ZERO
+    writable = ZERO
+    settled = True
+    stop = NO_STOP  # also if the range has fewer slots than there are threads
+    slot = _nth_slot(looked, thread, threads, run)
+    while slot < slots:
+        low, high = _slot(slot, first, past)
+        stop, cut = find_stop(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+        if stop != NO_STOP:
+            break
+        looked = looked + ONE
+        slot = _nth_slot(looked, thread, threads, run)
+        settled = settled and cut == ZERO
+        if settled:
+            store_release(seen, thread * _APART, slot)
+        # Two at a time, so that a thread that fell behind catches up while it looks.
+        for _ in range(2):
+            at = _nth_slot(written, thread, threads, run)
+            # To ask all threads costs more the more they are: ask once for half as many slots.
+            if at >= writable and (looked - written) * _TWO >= threads:
+                writable = slot
+                for other in range(threads):
+                    writable = min(writable, load_acquire(seen, other * _APART))
+            if at < writable:
+                low, high = _slot(at, first, past)
+                write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+                written = written + ONE
+    return stop, written
 
 
-_resolve_chunk = njit(_resolve_chunk)
+def _write_rest(
+    thread, threads, run, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, written
+):
+    """Write the slots of one thread but the first ``written``; return the first stop."""
+    walk = unpack(constants)
+    slots = _slots(first, past)
+    slot = _nth_slot(written, thread, threads, run)
+    while slot < slots:
+        low, high = _slot(slot, first, past)
+        stop = write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+        if stop != NO_STOP:
+            return stop
+        written = written + ONE
+        slot = _nth_slot(written, thread, threads, run)
+    return NO_STOP
 
 
-def _resolve(first, past, chunks, constants, vmas, owners, upper, child, leaf, hmm_pfns, saved):
+# As for shared functions: see gpuhmm.shared.register.
+_slots = njit(_slots, _nrt=False)
+_nth_slot = njit(_nth_slot, _nrt=False)
+_slot = njit(_slot, _nrt=False)
+_look_and_write = njit(_look_and_write, _nrt=False)
+_write_rest = njit(_write_rest, _nrt=False)
+
+
+def _resolve(first, past, nr_threads, longest_run, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     """Write the words of ``[first, past)`` below the first stop; return its address or NO_STOP."""
-    page = (first - constants[0]) >> PAGE_SHIFT
-    stops = np.empty(chunks, dtype=np.uint64)
-    for i in prange(chunks):
-        stops[i] = _resolve_chunk(
-            U64(i),
-            U64(chunks),
-            first,
-            past,
-            constants,
-            vmas,
-            owners,
-            upper,
-            child,
-            leaf,
-            hmm_pfns,
-            saved,
-            page,
-        )
-    stop = stops.min()
-    if stop < past and saved.size > 0:
-        stop_page = (stop - constants[0]) >> PAGE_SHIFT
-        restore_words(stop_page, page + ((past - first) >> PAGE_SHIFT), hmm_pfns, saved, page)
+    threads = U64(nr_threads)
+    run = (_slots(first, past) + threads - ONE) // threads
+    stops = np.empty(nr_threads, dtype=np.uint64)
+    written = np.zeros(nr_threads, dtype=np.uint64)
+    stop = NO_STOP
+    if may_fault(unpack(constants)):
+        run = min(run, longest_run)
+        seen = np.empty(threads * _APART, dtype=np.uint64)
+        for i in range(nr_threads):
+            seen[U64(i) * _APART] = U64(i) * run
+        for i in prange(nr_threads):
+            stops[i], written[i] = _look_and_write(
+                U64(i),
+                threads,
+                run,
+                first,
+                past,
+                constants,
+                vmas,
+                owners,
+                upper,
+                child,
+                leaf,
+                hmm_pfns,
+                seen,
+            )
+        for i in range(nr_threads):
+            stop = min(stop, stops[i])
+        past = min(past, stop)
+    if first < past:
+        for i in prange(nr_threads):
+            stops[i] = _write_rest(
+                U64(i),
+                threads,
+                run,
+                first,
+                past,
+                constants,
+                vmas,
+                owners,
+                upper,
+                child,
+                leaf,
+                hmm_pfns,
+                written[i],
+            )
+        for i in range(nr_threads):
+            stop = min(stop, stops[i])
     return stop
 
 
@@ -114,20 +192,15 @@ def hmm_range_fault(range_: HmmRange) -> int:
 
 
 class CpuResolver:
-    """Resolves waves of one call; see :class:`gpuhmm.settle.Resolver`."""
+    """Resolves pieces of one call; see :class:`gpuhmm.settle.Resolver`."""
 
     def __init__(self, range_: HmmRange) -> None:
         self.mm = range_.notifier.mm
         self.constants = walk_constants(range_)
         self.words = range_.hmm_pfns
-        by_name = Walk(*self.constants)
-        fault = bool(may_fault(by_name))
-        self.cuts_need = bool(asks_by_page(by_name))
-        # A snapshot stops for changes of the walk's own only, and goes on: nothing is put back.
-        self.max_wave = _WAVE if fault else max(range_.npages, 1)
+        self.cuts_need = bool(asks_by_page(Walk(*self.constants)))
+        self.max_wave = max(range_.npages, 1)
         self.first_wave = self.max_wave
-        self.saves = fault
-        self.saved = np.empty(0, dtype=np.uint64)
 
     def wave_end(self, va: int) -> int:
         """Return the end of the extent that ``va - 1`` lies in, where needs are an OR over pages."""
@@ -144,13 +217,10 @@ class CpuResolver:
         vmas, owners = self.mm.vmas.columns(), self.mm.device_private
         state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, self.words)
         npages = (past - first) >> 12
-        if self.saves and len(self.saved) < npages:
-            self.saved = np.empty(npages, dtype=np.uint64)
         if npages <= _SEQUENTIAL_PAGES:
-            stop = resolve_sequential(U64(first), U64(past), 1, *state, self.saved)
+            stop = resolve_sequential(U64(first), U64(past), 1, _RUN, *state)
         else:
-            chunks = min(_CHUNKS, ((past - 1) >> 21) - (first >> 21) + 1)
-            stop = resolve_parallel(U64(first), U64(past), chunks, *state, self.saved)
+            stop = resolve_parallel(U64(first), U64(past), get_num_threads(), _RUN, *state)
         if stop == NO_STOP:
             return None
         return Stop(int(stop), *map(int, describe(U64(stop), *state)))

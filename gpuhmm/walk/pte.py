@@ -88,21 +88,45 @@ def is_own_device_private(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uin
     return False
 
 
-@shared("uint64(uint64, Walk, Array2)")
-def pte_word(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) -> np.uint64:
-    """Return the HMM_PFN word of a page at which the walk does not stop."""
-    if pte_is_hole(pte, walk):
-        return _ZERO
+@shared("boolean(uint64, Walk)")
+def may_be_device_private(pte: np.uint64, walk: Walk) -> Truth:
+    """False for every PTE whose word and stop do not depend on who owns the page."""
+    return not pte_present(pte) and is_device_private(pte, walk)
+
+
+@shared("uint64(uint64, Walk)")
+def ownerless_word(pte: np.uint64, walk: Walk) -> np.uint64:
+    """pte_word of a PTE that is no device-private page of ``dev_private_owner``.
+
+    It looks nothing up, so that the compiler turns a loop over it into vector instructions.
+    """
     if not pte_present(pte):
-        if not is_own_device_private(pte, walk, owners):
-            return _ZERO
-        word = (swp_offset(pte) & walk.swp_pfn_mask) | HMM_PFN_VALID
-        if swp_type(pte) == walk.device_write:
-            return word | HMM_PFN_WRITE
-        return word
+        return _ZERO
     if has_no_page(pte, walk):
         return HMM_PFN_ERROR
     return pte_pfn(pte) | pte_to_hmm_pfn_flags(pte)
+
+
+@shared("uint64(uint64, Walk, Array2)")
+def pte_word(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) -> np.uint64:
+    """Return the HMM_PFN word of a page at which the walk does not stop."""
+    if pte_present(pte) or pte_is_hole(pte, walk) or not is_own_device_private(pte, walk, owners):
+        return ownerless_word(pte, walk)
+    word = (swp_offset(pte) & walk.swp_pfn_mask) | HMM_PFN_VALID
+    if swp_type(pte) == walk.device_write:
+        return word | HMM_PFN_WRITE
+    return word
+
+
+@shared("boolean(uint64, uint64, Walk)")
+def pte_may_stop(pte: np.uint64, request: np.uint64, walk: Walk) -> Truth:
+    """True if the word of the PTE does not grant what the page asks for.
+
+    That is whenever the PTE stops the walk, and else only for a device-private page of
+    ``dev_private_owner``.  Like ownerless_word, a loop over it becomes vector instructions.
+    """
+    word = ownerless_word(pte, walk)  # of cpu_flags only VALID and WRITE count
+    return hmm_pte_need_fault(request, word, walk.default_flags, walk.pfn_flags_mask) != _ZERO
 
 
 @shared("UniTuple2(uint64, uint64, Walk, Array2)")
@@ -110,9 +134,9 @@ def pte_stop(
     pte: np.uint64, request: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]
 ) -> tuple[np.uint64, np.uint64]:
     """Return the ACTION_* that the page's request calls for, and the HMM_NEED_* bits with it."""
-    asked = hmm_pte_need_fault(request, _ZERO, walk.default_flags, walk.pfn_flags_mask)
-    if asked == _ZERO:
+    if not pte_may_stop(pte, request, walk):
         return ACTION_NONE, _ZERO
+    asked = hmm_pte_need_fault(request, _ZERO, walk.default_flags, walk.pfn_flags_mask)
     if pte_is_hole(pte, walk):
         return ACTION_FAULT, asked
     if not pte_present(pte):
@@ -120,9 +144,7 @@ def pte_stop(
     need = hmm_pte_need_fault(request, pte_to_hmm_pfn_flags(pte), walk.default_flags, walk.pfn_flags_mask)
     if need != _ZERO:
         return ACTION_FAULT, need
-    if has_no_page(pte, walk):
-        return ACTION_EFAULT, asked
-    return ACTION_NONE, _ZERO
+    return ACTION_EFAULT, asked  # only has_no_page is left
 
 
 @shared("uint64(uint64, Walk, Array2)")

@@ -4,6 +4,7 @@ Importing this package touches no GPU and compiles nothing.
 """
 
 from gpuhmm.backends import BackendInfo, hmm_range_fault, hmm_range_fault_runs, resolve_backend
+from gpuhmm.batch import HmmRangeBatch, hmm_range_fault_batch
 from gpuhmm.driver import MirroredRange, MirroredRuns, range_fault, range_runs
 from gpuhmm.errors import (
     BackendError,
@@ -54,6 +55,7 @@ __all__ = [
     "HmmInvalidError",
     "HmmPermissionError",
     "HmmRange",
+    "HmmRangeBatch",
     "HmmRuns",
     "HmmTimeoutError",
     "KernelProfile",
@@ -66,6 +68,7 @@ __all__ = [
     "expand_runs",
     "hmm_pfn_to_order",
     "hmm_range_fault",
+    "hmm_range_fault_batch",
     "hmm_range_fault_runs",
     "range_fault",
     "range_runs",

@@ -80,8 +80,7 @@ class HmmRangeBatch:
         if (self.starts > self.ends).any():
             i = int(np.flatnonzero(self.starts > self.ends)[0])
             raise ValueError(
-                f"start of range {i} must not lie above its end "
-                f"(got {self.starts[i]:#x}, {self.ends[i]:#x})"
+                f"start of range {i} must not lie above its end (got {self.starts[i]:#x}, {self.ends[i]:#x})"
             )
         unaligned = (self.starts | self.ends) & np.uint64(4095) != 0
         if unaligned.any():

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from batch_against_calls import batch_and_calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba.core import config
@@ -109,6 +110,12 @@ def test_plain_slots_are_not_resolved_page_by_page():
     assert resolver.resolve(range_.start, range_.end) is None
     # The first slot is not whole, the second has a hole; the two fills are.
     assert resolver.marks.copy_to_host()[:4].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_random_batches(columns):
+    for seed in range(40):
+        batch_and_calls(random.Random(seed), "cuda", columns, max_pages=600)
 
 
 def test_only_changed_tables_are_sent_again():

@@ -10,9 +10,13 @@ import pytest
 from contracts import arguments
 from cuda_compiler import compile_ptx  # noqa: F401
 
-from gpuhmm.kernels import cuda_resolve, cuda_runs, cuda_stream, device_tables
+from gpuhmm.kernels import cuda_batch, cuda_resolve, cuda_runs, cuda_stream, device_tables
 
-KERNELS = {**cuda_resolve.KERNELS, **cuda_stream.KERNELS, **cuda_runs.KERNELS, **device_tables.KERNELS}
+KERNELS = {
+    kernel: types
+    for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables)
+    for kernel, types in module.KERNELS.items()
+}
 
 
 def find_ptxas():

@@ -12,6 +12,7 @@ from gpuhmm.shared import shared
 from gpuhmm.x86 import U64, Truth
 
 if TYPE_CHECKING:
+    from gpuhmm.batch import HmmRangeBatch
     from gpuhmm.ranges import HmmRange
     from gpuhmm.runs import HmmRuns
 
@@ -44,7 +45,7 @@ class Walk(NamedTuple):
     pmd_bad_ignores: np.uint64
 
 
-def walk_constants(range_: HmmRange | HmmRuns) -> npt.NDArray[np.uint64]:
+def walk_constants(range_: HmmRange | HmmRuns | HmmRangeBatch) -> npt.NDArray[np.uint64]:
     """Return uint64[21], the fields of :class:`Walk` for one call."""
     mm = range_.notifier.mm
     kernel = mm.kernel
@@ -99,6 +100,34 @@ def unpack(constants: npt.NDArray[np.uint64]) -> Walk:
         constants[U64(18)],
         constants[U64(19)],
         constants[U64(20)],
+    )
+
+
+@shared("Walk(Walk, uint64, uint64)")
+def for_range(walk: Walk, start: np.uint64, end: np.uint64) -> Walk:
+    """Return the same request and profile for another range of the same space."""
+    return Walk(
+        start,
+        end,
+        walk.default_flags,
+        walk.pfn_flags_mask,
+        walk.dev_private_owner,
+        walk.levels,
+        walk.zero_pfn,
+        walk.highest_memmap_pfn,
+        walk.max_swapfiles,
+        walk.migration_read,
+        walk.migration_read_exclusive,
+        walk.migration_write,
+        walk.device_write,
+        walk.device_read,
+        walk.device_exclusive_write,
+        walk.device_exclusive_read,
+        walk.pte_marker,
+        walk.swp_pfn_mask,
+        walk.foreign_device_private_faults,
+        walk.no_vma_single_hole,
+        walk.pmd_bad_ignores,
     )
 
 

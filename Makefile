@@ -7,6 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo      walk this shell's own address space"
 	@echo "make test      the whole test suite (no GPU needed)"
+	@echo "make bench     time the CPU back end beside copies; writes benchmarks/results/"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make gpu-test  the tests that need a CUDA device"
 	@echo "make clean     remove .venv and caches"
@@ -21,6 +22,10 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+.venv/bench.done: .venv/core.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
 .venv/lint.done: .venv/core.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint,test]'
 	touch $@
@@ -33,6 +38,9 @@ test: .venv/test.done
 
 gpu-test: .venv/test.done
 	$(BIN)/python -m pytest -m gpu
+
+bench: .venv/bench.done
+	$(BIN)/gpuhmm bench --out benchmarks/results/cpu.json
 
 lint: .venv/lint.done
 	$(BIN)/ruff check .

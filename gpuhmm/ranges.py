@@ -80,6 +80,8 @@ class HmmRange:
             dtype, shape = np.dtype(interface["typestr"]), interface["shape"]
             strides, writable = interface.get("strides"), not interface["data"][1]
             strides = None if strides == (8,) else strides
+        elif hasattr(words, "copy_to_host"):  # the simulator's arrays have no interface of their own
+            dtype, shape, strides, writable = words.dtype, words.shape, None, True
         else:
             raise ArrayTypeError(f"hmm_pfns must be an array of uint64 (got {type(words).__name__})")
         if dtype != np.uint64:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from gpuhmm.cli.tables import print_table
+
 if TYPE_CHECKING:
     from gpuhmm.check.campaign import Campaign, Finding
 
@@ -145,17 +147,15 @@ def _seeds(seed: int, cases: int, minutes: float | None) -> Iterator[int]:
 
 
 def _print(report: Report) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     for name in ("set", "cases", "left out", "different", "seconds"):
         table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
     for row in report.sets:
         counts = [f"{count:,}" for count in (row.cases, row.left_out, row.different)]
         table.add_row(row.set, *counts, f"{row.seconds:.1f}")
-    console.print(table)
+    console = print_table(table)
     if report.not_case_files:
         console.print(f"{len(report.not_case_files)} .npz files hold no recorded calls and were left out")
     for finding in report.findings:

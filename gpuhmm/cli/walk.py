@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhmm.backends import BACKENDS
+from gpuhmm.cli.tables import print_table, width_of
 from gpuhmm.driver import REQUESTS
 
 if TYPE_CHECKING:
@@ -108,18 +109,12 @@ def _reading(messages: Console) -> Iterator[Callable[[int, int], None]]:
 
 def _print(summary: ProcessSummary) -> None:
     from rich.console import Console
-    from rich.measure import Measurement
 
-    console = Console(highlight=False)
-    wide = console.options.update(max_width=1000)
-    for narrow in (False, True):
-        table = _table(summary, narrow)
-        needed = Measurement.get(console, wide, table).maximum
-        if needed <= console.width:
-            break
-    if console.width < needed:
-        console = Console(highlight=False, width=needed)  # numbers that are cut would be wrong ones
-    console.print(table)
+    table = _table(summary, narrow=False)
+    terminal = Console()
+    if width_of(terminal, table) > terminal.width:
+        table = _table(summary, narrow=True)
+    console = print_table(table)
     for line in _closing(summary):
         console.print(line, markup=False, soft_wrap=True)
 

@@ -23,7 +23,7 @@ from numba.core import caching
 import gpuhmm
 
 #: Packages whose code is never compiled: editing them leaves the cache as it is.
-_NEVER_COMPILED = ("cli", "check", "process")
+_NEVER_COMPILED = ("bench", "check", "cli", "process")
 #: Compiled code of other versions is kept for that long, in seconds.
 _KEPT = 14 * 24 * 3600
 

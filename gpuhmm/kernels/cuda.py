@@ -63,8 +63,9 @@ class CudaResolver:
         in_place = range_.on_device and not may_fault(self.walk)
         self.may_stream = True
         if range_.on_device:
-            self.inputs = cuda.as_cuda_array(range_.hmm_pfns)
-            pointer = range_.hmm_pfns.__cuda_array_interface__["data"][0]
+            simulated = not hasattr(range_.hmm_pfns, "__cuda_array_interface__")
+            self.inputs = range_.hmm_pfns if simulated else cuda.as_cuda_array(range_.hmm_pfns)
+            pointer = 0 if simulated else range_.hmm_pfns.__cuda_array_interface__["data"][0]
             if (in_place or self.cuts_need) and (pointer >> 3) + shift & 1:
                 self.may_stream = False
         elif self.cuts_need:

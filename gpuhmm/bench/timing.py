@@ -1,0 +1,227 @@
+"""Timing: a call and its baseline in turns, so that what else the machine does meets both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuhmm.backends import hmm_range_fault, hmm_range_fault_runs
+from gpuhmm.batch import HmmRangeBatch, hmm_range_fault_batch
+from gpuhmm.bench.baselines import BASELINES
+from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
+from gpuhmm.bench.workloads import BASE, WRITE, Workload, dense, random_pfns
+from gpuhmm.ranges import HmmRange
+from gpuhmm.runs import HmmRuns
+from gpuhmm.space import AddressSpace
+from gpuhmm.tables import Words
+
+#: Pages of a fault storm at most: a model in Python serves them one by one.
+MAX_FAULTED_PAGES = 1 << 14
+#: Pages that a NumPy walk is given at most: it needs 40 bytes for each.
+MAX_PEER_PAGES = 1 << 24
+#: Pages that the reference walks at most.
+MAX_REFERENCE_PAGES = 1 << 14
+
+_SMALL_PAGES = 64
+_BATCH_RANGES = 10_000
+
+
+#: Seconds of each call, and of the baseline that ran after it.
+Pairs = list[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    ``seconds`` is the least of all rounds, ``median_seconds`` their median.  ``ratio`` is the median of
+    each round's time over that of its own baseline; None where there is none.  ``baseline_seconds`` is
+    the least.  ``bytes`` are those that the baseline moves.
+    """
+
+    workload: str
+    walker: str
+    pages: int
+    calls: int
+    rounds: int
+    seconds: float
+    median_seconds: float
+    pages_per_second: float
+    baseline: str | None
+    baseline_seconds: float | None
+    bytes: int | None
+    ratio: float | None
+
+
+def time_workload(workload: Workload, npages: int, backends: list[str], rounds: int) -> Iterator[Row]:
+    """Yield one row for each back end that can do ``npages`` of it, and for each peer that can."""
+    source = random_pfns(npages)
+    words = np.zeros(npages, dtype=np.uint64)
+    if workload.faults:
+        for backend in backends:
+            if npages <= MAX_FAULTED_PAGES:
+                yield _time_faults(workload, npages, backend, rounds, words)
+        return
+    mm = workload.make(npages)
+    loop, bytes_per_page = BASELINES[workload.baseline]
+    moved = bytes_per_page * npages
+    walkers: dict[str, Callable[[], object]] = {}
+    for backend in backends:
+        if backend == "cuda":
+            on_device = _device_pairs(workload, mm, source, rounds)
+            yield _row(workload.name, backend, npages, 1, on_device, workload.baseline, moved)
+        elif backend != "reference" or npages <= MAX_REFERENCE_PAGES:
+            walkers[backend] = _call(workload, mm, words, backend)
+    if workload.name in PEER_WORKLOADS and npages <= MAX_PEER_PAGES:
+        walkers.update({name: partial(walk, mm, BASE, words) for name, walk in PEERS.items()})
+    for name, walker in walkers.items():
+        words[:] = 0
+        walker()  # compiles, and touches all memory
+        loop(source, words)
+        pairs: Pairs = []
+        for _ in range(rounds):
+            words[:] = 0
+            pairs.append((_seconds(walker), _seconds(partial(loop, source, words))))
+        yield _row(workload.name, name, npages, 1, pairs, workload.baseline, moved)
+
+
+def _device_pairs(workload: Workload, mm: AddressSpace, source: Words, rounds: int) -> Pairs:
+    """Time the CUDA back end on words in device memory, and the same traffic there."""
+    from numba import cuda
+
+    from gpuhmm.bench.device_baselines import device_baseline
+
+    words = cuda.to_device(np.zeros(len(source), dtype=np.uint64))
+    call = _call(workload, mm, words, "cuda")
+    baseline = device_baseline(workload.baseline, cuda.to_device(source), cuda.device_array_like(words))
+    call()
+    baseline()
+    pairs: Pairs = []
+    for _ in range(rounds):
+        cuda.synchronize()
+        pairs.append((_seconds(call), _seconds(baseline)))
+    return pairs
+
+
+def time_small_ranges(backend: str, rounds: int) -> Iterator[Row]:
+    """Yield what one call on 64 pages takes, and 10,000 such ranges in one batch."""
+    mm = dense(_SMALL_PAGES * _BATCH_RANGES)
+    words = np.zeros(_SMALL_PAGES * _BATCH_RANGES, dtype=np.uint64)
+    for name, flags, mask in (("snapshot", 0, 0), ("write", WRITE, 0), ("per-page", 0, WRITE)):
+        asked = Workload(name, dense, "copy", flags, mask)
+        single = _call(asked, mm, words[:_SMALL_PAGES], backend)
+        single()
+        times: Pairs = [(_seconds(single), None) for _ in range(50 * rounds)]
+        yield _row(f"one-range-of-64-{name}", backend, _SMALL_PAGES, 1, times, None, None)
+        batch = _batch_call(asked, mm, words, backend)
+        batch()
+        times = []
+        for _ in range(rounds):
+            words[:] = 0
+            times.append((_seconds(batch), None))
+        yield _row(f"batch-of-64s-{name}", backend, len(words), _BATCH_RANGES, times, None, None)
+
+
+def time_hole_runs(backend: str, rounds: int) -> Iterator[Row]:
+    """Yield what holes of growing size take when runs are asked for."""
+    mm = AddressSpace()
+    mm.mmap(0, 1 << 47)
+    for shift in (30, 34, 38, 42, 46):
+        notifier = mm.notifier(0, 1 << shift)
+
+        def call(notifier=notifier, end=1 << shift) -> int:  # type: ignore[no-untyped-def]
+            return hmm_range_fault_runs(
+                HmmRuns(notifier, 0, end, notifier_seq=notifier.read_begin()), backend
+            )
+
+        call()
+        times: Pairs = [(_seconds(call), None) for _ in range(10 * rounds)]
+        yield _row("hole-as-runs", backend, 1 << (shift - 12), 1, times, None, None)
+
+
+def _call(workload: Workload, mm: AddressSpace, words: Any, backend: str) -> Callable[[], int]:
+    """Return what makes one whole call, its HmmRange included."""
+    end = BASE + (len(words) << 12)
+    notifier = mm.notifier(BASE, end)
+
+    def call() -> int:
+        range_ = HmmRange(
+            notifier,
+            BASE,
+            end,
+            words,
+            notifier_seq=notifier.read_begin(),
+            default_flags=workload.default_flags,
+            pfn_flags_mask=workload.pfn_flags_mask,
+        )
+        return hmm_range_fault(range_, backend)
+
+    return call
+
+
+def _batch_call(workload: Workload, mm: AddressSpace, words: Words, backend: str) -> Callable[[], list[int]]:
+    size = np.uint64(_SMALL_PAGES << 12)
+    starts = np.uint64(BASE) + np.arange(_BATCH_RANGES, dtype=np.uint64) * size
+    notifier = mm.notifier(BASE, BASE + (len(words) << 12))
+
+    def call() -> list[int]:
+        batch = HmmRangeBatch(
+            notifier,
+            starts,
+            starts + size,
+            words,
+            notifier_seq=notifier.read_begin(),
+            default_flags=workload.default_flags,
+            pfn_flags_mask=workload.pfn_flags_mask,
+        )
+        return hmm_range_fault_batch(batch, backend)
+
+    return call
+
+
+def _time_faults(workload: Workload, npages: int, backend: str, rounds: int, words: Words) -> Row:
+    """Time calls that fault every page in, each on a space of its own."""
+    times: Pairs = []
+    for _ in range(rounds):
+        words[:] = WRITE if workload.pfn_flags_mask else 0
+        times.append((_seconds(_call(workload, workload.make(npages), words, backend)), None))
+    return _row(workload.name, backend, npages, 1, times, None, None)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _row(
+    workload: str,
+    walker: str,
+    pages: int,
+    calls: int,
+    times: Pairs,
+    baseline: str | None,
+    nbytes: int | None,
+) -> Row:
+    own = [pair[0] for pair in times]
+    ratios = [pair[0] / pair[1] for pair in times if pair[1]]
+    return Row(
+        workload=workload,
+        walker=walker,
+        pages=pages,
+        calls=calls,
+        rounds=len(times),
+        seconds=min(own),
+        median_seconds=statistics.median(own),
+        pages_per_second=pages / min(own),
+        baseline=baseline,
+        baseline_seconds=min(pair[1] for pair in times if pair[1]) if ratios else None,
+        bytes=nbytes,
+        ratio=statistics.median(ratios) if ratios else None,
+    )

@@ -28,6 +28,7 @@ from gpuhmm.hmm import (
     hmm_pfn_to_order,
 )
 from gpuhmm.notifier import MmuIntervalNotifier
+from gpuhmm.pieces import range_fault_pieces
 from gpuhmm.profile import PROFILES, KernelProfile
 from gpuhmm.ranges import HmmRange, RangeStats
 from gpuhmm.runs import HmmRuns, expand_runs, runs_of_words
@@ -71,6 +72,7 @@ __all__ = [
     "hmm_range_fault_batch",
     "hmm_range_fault_runs",
     "range_fault",
+    "range_fault_pieces",
     "range_runs",
     "resolve_backend",
     "runs_of_words",

@@ -15,7 +15,9 @@ from gpuhmm.backends import hmm_range_fault, hmm_range_fault_runs
 from gpuhmm.batch import HmmRangeBatch, hmm_range_fault_batch
 from gpuhmm.bench.baselines import BASELINES
 from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
-from gpuhmm.bench.workloads import BASE, WRITE, Workload, dense, random_pfns
+from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pfns
+from gpuhmm.driver import MirroredRange
+from gpuhmm.pieces import DEFAULT_MEMORY, range_fault_pieces
 from gpuhmm.ranges import HmmRange
 from gpuhmm.runs import HmmRuns
 from gpuhmm.space import AddressSpace
@@ -89,6 +91,31 @@ def time_workload(workload: Workload, npages: int, backends: list[str], rounds: 
             words[:] = 0
             pairs.append((_seconds(walker), _seconds(partial(loop, source, words))))
         yield _row(workload.name, name, npages, 1, pairs, workload.baseline, moved)
+
+
+def time_pieces(workload: Workload, npages: int, backend: str) -> Row:
+    """Time one walk of a range whose words do not fit in memory, piece by piece, and a fill of as much."""
+    mm = workload.make(npages)
+    walked = 0
+
+    def consume(piece: MirroredRange) -> None:
+        nonlocal walked
+        walked += len(piece.hmm_pfns)
+
+    request = {0: "none", READ: "read", WRITE: "write"}[workload.default_flags]
+    end = BASE + (npages << 12)
+    walk = partial(range_fault_pieces, mm, BASE, end, consume, request=request, backend=backend)
+    words = np.zeros(DEFAULT_MEMORY >> 3, dtype=np.uint64)
+    loop, bytes_per_page = BASELINES[workload.baseline]
+    loop(words, words)
+    seconds = _seconds(walk)
+    assert walked == npages
+    filled = 0.0
+    for _ in range(-(-npages // len(words))):
+        filled += _seconds(partial(loop, words, words))
+    pairs: Pairs = [(seconds, filled)]
+    name = f"{workload.name}-in-pieces"
+    return _row(name, backend, npages, 1, pairs, workload.baseline, bytes_per_page * npages)
 
 
 def _device_pairs(workload: Workload, mm: AddressSpace, source: Words, rounds: int) -> Pairs:

@@ -27,8 +27,9 @@ _PIECE = 1 << 20
 class Workload:
     """One way of calling: how its space is made, what is asked, and which baseline moves the same bytes.
 
-    ``bytes_per_page`` is the memory that space and words take; ``faults`` is true where every page is
-    faulted in, so that a space serves one call only.
+    ``small_tables`` is true where page tables take next to no memory, so that ranges larger than memory
+    can be walked in pieces.  ``faults`` is true where every page is faulted in, so that a space serves
+    one call only.
     """
 
     name: str
@@ -36,8 +37,13 @@ class Workload:
     baseline: str
     default_flags: int = 0
     pfn_flags_mask: int = 0
-    bytes_per_page: int = 24
+    small_tables: bool = False
     faults: bool = False
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Memory that the words, the baseline's source and the page tables take."""
+        return 16 if self.small_tables else 24
 
 
 def random_pfns(npages: int) -> Words:
@@ -124,12 +130,12 @@ WORKLOADS = {
         Workload("fragmented", fragmented, "copy"),
         Workload("fragmented-per-page", fragmented, "update", 0, WRITE),
         Workload("sparse", sparse, "copy"),
-        Workload("thp", thp, "fill", bytes_per_page=16),
-        Workload("thp-write", thp, "fill", WRITE, bytes_per_page=16),
-        Workload("hugetlb", hugetlb, "fill", bytes_per_page=16),
-        Workload("hugetlb-write", hugetlb, "fill", WRITE, bytes_per_page=16),
-        Workload("holes", holes, "fill", bytes_per_page=16),
-        Workload("error", rejected, "fill", bytes_per_page=16),
+        Workload("thp", thp, "fill", small_tables=True),
+        Workload("thp-write", thp, "fill", WRITE, small_tables=True),
+        Workload("hugetlb", hugetlb, "fill", small_tables=True),
+        Workload("hugetlb-write", hugetlb, "fill", WRITE, small_tables=True),
+        Workload("holes", holes, "fill", small_tables=True),
+        Workload("error", rejected, "fill", small_tables=True),
         Workload("fault-storm", _space, "fill", WRITE, faults=True),
         Workload("fault-storm-per-page", _space, "fill", 0, WRITE, faults=True),
     )

@@ -94,20 +94,31 @@ def _look_and_write(
     return stop, written
 
 
+def _count_slots(thread, threads, run, slots):
+    """Return how many of ``slots`` are a thread's."""
+    turn = run * threads
+    over = slots % turn
+    return slots // turn * run + min(max(over, thread * run) - thread * run, run)
+
+
 def _write_rest(
-    thread, threads, run, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, written
+    index, pieces, run, first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, written
 ):
-    """Write the slots of one thread but the first ``written``; return the first stop."""
+    """Write piece ``index`` of what every thread left that had ``written``; return the first stop.
+
+    Shared out again, because one thread may have left nearly all: it was early, and another late.
+    """
     walk = unpack(constants)
     slots = _slots(first, past)
-    slot = _nth_slot(written, thread, threads, run)
-    while slot < slots:
-        low, high = _slot(slot, first, past)
-        stop = write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
-        if stop != NO_STOP:
-            return stop
-        written = written + ONE
-        slot = _nth_slot(written, thread, threads, run)
+    threads = U64(written.shape[0])
+    for thread in range(threads):
+        done = written[thread]
+        left = max(_count_slots(thread, threads, run, slots), done) - done
+        for nth in range(done + left * index // pieces, done + left * (index + ONE) // pieces):
+            low, high = _slot(_nth_slot(nth, thread, threads, run), first, past)
+            stop = write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+            if stop != NO_STOP:
+                return stop
     return NO_STOP
 
 
@@ -115,6 +126,7 @@ def _write_rest(
 _slots = njit(_slots, _nrt=False)
 _nth_slot = njit(_nth_slot, _nrt=False)
 _slot = njit(_slot, _nrt=False)
+_count_slots = njit(_count_slots, _nrt=False)
 _look_and_write = njit(_look_and_write, _nrt=False)
 _write_rest = njit(_write_rest, _nrt=False)
 
@@ -122,12 +134,13 @@ _write_rest = njit(_write_rest, _nrt=False)
 def _resolve(first, past, nr_threads, longest_run, constants, vmas, owners, upper, child, leaf, hmm_pfns):
     """Write the words of ``[first, past)`` below the first stop; return its address or NO_STOP."""
     threads = U64(nr_threads)
-    run = (_slots(first, past) + threads - ONE) // threads
     stops = np.empty(nr_threads, dtype=np.uint64)
-    written = np.zeros(nr_threads, dtype=np.uint64)
     stop = NO_STOP
+    run = _slots(first, past)
+    written = np.zeros(1, dtype=np.uint64)  # as if one thread had been meant to write everything
     if may_fault(unpack(constants)):
-        run = min(run, longest_run)
+        run = min((run + threads - ONE) // threads, longest_run)
+        written = np.zeros(nr_threads, dtype=np.uint64)
         seen = np.empty(threads * _APART, dtype=np.uint64)
         for i in range(nr_threads):
             seen[U64(i) * _APART] = U64(i) * run
@@ -165,7 +178,7 @@ def _resolve(first, past, nr_threads, longest_run, constants, vmas, owners, uppe
                 child,
                 leaf,
                 hmm_pfns,
-                written[i],
+                written,
             )
         for i in range(nr_threads):
             stop = min(stop, stops[i])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 register()
 
 #: Ranges up to this many pages run on one thread: starting threads costs more.
-_SEQUENTIAL_PAGES = 4096
+_SEQUENTIAL_PAGES = 1 << 14
 #: Slots of 2 MiB that a thread looks at in one go where the walk can stop.  Neighbours in short turns get
 #: in the way of each other's prefetches; in long ones the entries leave the cache before they are used.
 _RUN = U64(64)

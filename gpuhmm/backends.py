@@ -48,13 +48,14 @@ def resolve_backend(name: str = "auto") -> BackendInfo:
     return BackendInfo(name, f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}")
 
 
-def hmm_range_fault(range_: HmmRange, backend: str = "auto") -> int:
+def hmm_range_fault(range_: HmmRange, backend: str = "auto", stream: Any = None) -> int:
     """Walk ``range_`` as Linux's ``hmm_range_fault()`` does: return 0 or a negative errno.
 
     ``range_.hmm_pfns`` is written in place.  -EBUSY: the notifier's sequence is stale.  -EFAULT,
     -EPERM: a page that was asked for cannot be had.  -EINVAL: the range is empty.  On an error the
     words at and above the failing page keep their input.  ``backend`` is ``reference``, ``cpu``,
-    ``cuda`` or ``auto``.  ValueError and TypeError for what the caller did wrong, before anything
+    ``cuda`` or ``auto``.  ``stream``, a numba CUDA stream, is where the ``cuda`` back end does its work;
+    it is over on return.  ValueError and TypeError for what the caller did wrong, before anything
     is changed.
 
     Source: mm/hmm.c:hmm_range_fault (v5.18).
@@ -68,8 +69,10 @@ def hmm_range_fault(range_: HmmRange, backend: str = "auto") -> int:
         raise ArrayTypeError(
             f"hmm_pfns must be a numpy array for the {backend} back end (got a device array)"
         )
+    if stream is not None and backend != "cuda":
+        raise ValueError(f"only the cuda back end takes a stream (got {stream!r} for {backend})")
     module: Any = importlib.import_module(BACKENDS[backend])
-    ret: int = module.hmm_range_fault(range_)
+    ret: int = module.hmm_range_fault(range_) if stream is None else module.hmm_range_fault(range_, stream)
     return ret
 
 

@@ -22,6 +22,7 @@ from gpuhmm.check.replay import replay
 from gpuhmm.cli import app
 from gpuhmm.kernels.cuda import CudaResolver
 from gpuhmm.kernels.device_tables import device_tables
+from gpuhmm.kernels.paths import PATHS
 from gpuhmm.x86 import encode_swap
 
 MAX_PAGES = 256
@@ -137,6 +138,34 @@ def test_only_changed_tables_are_sent_again():
     assert ret == 0
     assert range_.hmm_pfns[513] == 0
     assert (mirror.sent, mirror.transfers) == (before + 1, transfers + 1)
+
+
+def test_a_stream_of_the_caller():
+    from numba import cuda
+
+    mm = anonymous(4)
+    mm.map_pfns(BASE, words(5, 6, 7))
+    notifier = mm.notifier(BASE, BASE + 4 * 4096)
+    range_ = gpuhmm.HmmRange(
+        notifier,
+        BASE,
+        BASE + 4 * 4096,
+        np.zeros(4, dtype=np.uint64),
+        notifier_seq=notifier.read_begin(),
+        default_flags=int(gpuhmm.HMM_PFN_REQ_FAULT),
+    )
+    assert gpuhmm.hmm_range_fault(range_, backend="cuda", stream=cuda.stream()) == 0
+    assert (range_.hmm_pfns[:3] & ~gpuhmm.HMM_PFN_FLAGS).tolist() == [5, 6, 7]
+    with pytest.raises(ValueError, match="only the cuda back end takes a stream"):
+        gpuhmm.hmm_range_fault(range_, backend="reference", stream=cuda.stream())
+
+
+def test_page_by_page_gives_the_same_as_streaming(monkeypatch):
+    monkeypatch.setattr(PATHS, "stream", False)
+    for seed in range(5000, 5010):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
+        found = differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
+        assert not found, (case.name, found)
 
 
 def test_the_bench_times_the_device_beside_copies_there():

@@ -10,6 +10,7 @@ from spaces import BASE, RW, ask
 import gpuhmm
 from gpuhmm import x86
 from gpuhmm.kernels import cpu
+from gpuhmm.kernels.paths import PATHS
 from gpuhmm.vma import VM_READ
 
 FAULT = int(gpuhmm.HMM_PFN_REQ_FAULT)
@@ -97,7 +98,7 @@ def threads(request, monkeypatch):
     if request.param > numba.config.NUMBA_NUM_THREADS:
         pytest.skip("there is one CPU only")
     numba.set_num_threads(request.param)
-    monkeypatch.setattr(cpu, "_SEQUENTIAL_PAGES", 0)
+    monkeypatch.setattr(PATHS, "parallel_from", 0)
     monkeypatch.setattr(cpu, "_RUN", np.uint64(1))
     yield
     numba.set_num_threads(before)

@@ -3,12 +3,14 @@
 import random
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpuhmm.check.difference import differences
 from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
+from gpuhmm.kernels.paths import PATHS
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -17,6 +19,15 @@ def test_cpu_gives_what_the_reference_gives(rng):
     case = random_case(rng, "steered by hypothesis", max_pages=4096)
     found = differences(case, "reference", replay(case, "reference"), "cpu", replay(case, "cpu"))
     assert not found, (case.name, found)
+
+
+@pytest.mark.parametrize("parallel_from", [0, 1 << 40])
+def test_cpu_on_one_thread_and_on_several_gives_the_same(monkeypatch, parallel_from):
+    monkeypatch.setattr(PATHS, "parallel_from", parallel_from)
+    for seed in range(200):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=1 << 15)
+        found = differences(case, "reference", replay(case, "reference"), "cpu", replay(case, "cpu"))
+        assert not found, (case.name, found)
 
 
 def test_random_cases_meet_every_outcome():

@@ -28,15 +28,17 @@ def differences(case: Case, left_name: str, left: Outcome, right_name: str, righ
     """Return one line for each thing in which the outcomes differ; none if they are identical.
 
     Compared are the return code, every word, every call with its flags and result, every store,
-    the walks, and the page tables afterwards.
+    the walks, and the page tables afterwards; where both raise, that they raise the same.
     """
 
     def line(what: str, of_left: str, of_right: str) -> str:
         return f"{what}: {left_name} {of_left}, {right_name} {of_right}"
 
-    found = []
     if left.error != right.error:
-        found.append(line("outcome", left.error or "no exception", right.error or "no exception"))
+        return [line("outcome", left.error or "no exception", right.error or "no exception")]
+    if left.error:
+        return []  # what a call leaves behind when it raises is nobody's result
+    found = []
     if left.ret != right.ret:
         found.append(line("return code", errno_name(left.ret), errno_name(right.ret)))
     if left.walks != right.walks:

@@ -65,6 +65,13 @@ def verify(
     max_pages: Annotated[
         int, typer.Option(min=1, help="Leave out cases of more pages (the simulator is slow).")
     ] = 1 << 30,
+    parallel_from: Annotated[
+        int | None,
+        typer.Option(min=0, help="Pages from which on several CPU threads share a range [default: tuned]."),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option(help="Stream whole slots on CUDA, or resolve all of them page by page.")
+    ] = True,
     save: Annotated[Path, typer.Option(help="Folder for the cases that differ.")] = Path("differences"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
@@ -76,7 +83,9 @@ def verify(
     """
     from gpuhmm.backends import resolve_backend
     from gpuhmm.check.campaign import Campaign, case_files
+    from gpuhmm.kernels.paths import PATHS
 
+    PATHS.parallel_from, PATHS.stream = parallel_from, stream
     info, trusted = resolve_backend(backend), resolve_backend(against)
     files, others = case_files(paths or [])
     if cases is None:

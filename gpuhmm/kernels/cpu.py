@@ -13,6 +13,7 @@ from numba import get_num_threads, njit, prange
 
 from gpuhmm.kernels.atomics import load_acquire, store_release
 from gpuhmm.kernels.compile_cache import cached
+from gpuhmm.kernels.paths import on_one_thread
 from gpuhmm.settle import Stop, settle
 from gpuhmm.shared import register
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
@@ -230,7 +231,7 @@ class CpuResolver:
         vmas, owners = self.mm.vmas.columns(), self.mm.device_private
         state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, self.words)
         npages = (past - first) >> 12
-        if npages <= _SEQUENTIAL_PAGES:
+        if on_one_thread(npages, _SEQUENTIAL_PAGES):
             stop = resolve_sequential(U64(first), U64(past), 1, _RUN, *state)
         else:
             stop = resolve_parallel(U64(first), U64(past), get_num_threads(), _RUN, *state)

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from gpuhmm.kernels.compile_cache import cached
+from gpuhmm.kernels.paths import on_one_thread
 from gpuhmm.shared import register
 from gpuhmm.walk.constants import for_range, may_fault, unpack, walk_constants
 from gpuhmm.walk.span import NO_STOP, find_stop, write_words
@@ -96,7 +97,8 @@ class CpuBatchResolver:
             # In pieces, so that what was looked at is still in the cache when it is written.
             limit = batch.offsets[at] + _PIECE_PAGES
             until = min(past, max(at + 1, int(np.searchsorted(batch.offsets, limit, "right")) - 1))
-            few = batch.offsets[until] - batch.offsets[at] <= _SEQUENTIAL_PAGES
+            pages = int(batch.offsets[until] - batch.offsets[at])
+            few = on_one_thread(pages, _SEQUENTIAL_PAGES)
             resolve = resolve_sequential if few else resolve_parallel
             stop = int(resolve(at, until, batch.starts, batch.ends, batch.offsets, *state))
             if stop < until:

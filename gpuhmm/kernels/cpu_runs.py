@@ -12,6 +12,7 @@ from numba import njit, prange
 
 from gpuhmm.kernels.compile_cache import cached
 from gpuhmm.kernels.cpu import describe, extent_end
+from gpuhmm.kernels.paths import on_one_thread
 from gpuhmm.runs import joined
 from gpuhmm.settle import Stop, settle
 from gpuhmm.shared import register
@@ -183,7 +184,8 @@ class CpuRunsResolver:
         pages = np.empty(count, dtype=np.uint64)
         listed = self.extents[:count]
         leaves = listed[listed[:, EXTENT_KIND] == KIND_LEAF]
-        small = int((leaves[:, EXTENT_END] - leaves[:, EXTENT_START]).sum()) >> 12 <= _SEQUENTIAL_PAGES
+        small_pages = int((leaves[:, EXTENT_END] - leaves[:, EXTENT_START]).sum()) >> 12
+        small = on_one_thread(small_pages, _SEQUENTIAL_PAGES)
         count_runs = count_sequential if small else count_parallel
         write_runs = write_sequential if small else write_parallel
         count_runs(self.extents, count, self.constants, owners, leaf, counts, pages)

@@ -15,6 +15,7 @@ from numba import cuda
 from gpuhmm.kernels.cuda_resolve import describe_kernel, plan_kernel, resolve_kernel
 from gpuhmm.kernels.cuda_stream import PLAN_COLUMNS, granted_to_plain, stream_asked_kernel, stream_kernel
 from gpuhmm.kernels.device_tables import THREADS, device_tables
+from gpuhmm.kernels.paths import PATHS
 from gpuhmm.settle import Stop, settle
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
 from gpuhmm.walk.span import NO_STOP
@@ -30,16 +31,20 @@ _RESOLVE_BLOCKS = 2048
 _ANSWER = 6
 
 
-def hmm_range_fault(range_: HmmRange) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault`."""
-    return settle(range_, CudaResolver(range_))
+def hmm_range_fault(range_: HmmRange, stream: Any = None) -> int:
+    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault`.
+
+    All work is done in ``stream``, a numba CUDA stream (None: the default one), and is over on return.
+    """
+    return settle(range_, CudaResolver(range_, stream))
 
 
 class CudaResolver:
     """Resolves waves of one call on the device; see :class:`gpuhmm.settle.Resolver`."""
 
-    def __init__(self, range_: HmmRange) -> None:
+    def __init__(self, range_: HmmRange, stream: Any = None) -> None:
         self.range = range_
+        self.stream: Any = 0 if stream is None else stream
         self.mm = range_.notifier.mm
         self.max_wave = max(range_.npages, 1)
         self.first_wave = self.max_wave
@@ -47,11 +52,14 @@ class CudaResolver:
         self.walk = Walk(*self.host_constants)
         self.cuts_need = bool(asks_by_page(self.walk))
         self.granted = granted_to_plain(self.walk)
-        self.constants = cuda.to_device(self.host_constants)
+        self.constants = cuda.to_device(self.host_constants, stream=self.stream)
         self.tables = device_tables(self.mm)
         self.vma_columns: Any = None
         self.answer = cuda.device_array(_ANSWER, dtype=np.uint64)
-        self.no_stop = cuda.to_device(np.array([NO_STOP] + [0] * (_ANSWER - 1), dtype=np.uint64))
+        # Pinned, so that the copies of every wave need no buffer in between.
+        self.no_stop = cuda.pinned_array(_ANSWER, dtype=np.uint64)
+        self.no_stop[:] = [NO_STOP] + [0] * (_ANSWER - 1)
+        self.answer_here = cuda.pinned_array(_ANSWER, dtype=np.uint64)
         self.plans: Any = None
         self._place_words()
 
@@ -61,7 +69,7 @@ class CudaResolver:
         # Page 0 of a slot has an even number; the first page of the range may have an odd one.
         shift = range_.start >> 12 & 1
         in_place = range_.on_device and not may_fault(self.walk)
-        self.may_stream = True
+        self.may_stream = PATHS.stream
         if range_.on_device:
             simulated = not hasattr(range_.hmm_pfns, "__cuda_array_interface__")
             self.inputs = range_.hmm_pfns if simulated else cuda.as_cuda_array(range_.hmm_pfns)
@@ -70,7 +78,7 @@ class CudaResolver:
                 self.may_stream = False
         elif self.cuts_need:
             self.inputs = _aligned(range_.npages, shift)
-            self.inputs.copy_to_device(range_.hmm_pfns)
+            self.inputs.copy_to_device(range_.hmm_pfns, stream=self.stream)
         else:
             self.inputs = cuda.device_array(1, dtype=np.uint64)  # never read
         self.words = self.inputs if in_place else _aligned(range_.npages, shift)
@@ -91,17 +99,17 @@ class CudaResolver:
     def resolve(self, first: int, past: int) -> Stop | None:
         """Write the words of ``[first, past)`` to the second buffer; return the first stop."""
         self._send_vmas()
-        upper, child, leaf = self.tables.sync()
+        upper, child, leaf = self.tables.sync(self.stream)
         slots = ((past - 1) >> 21) - (first >> 21) + 1
         if self.plans is None:  # the first wave is the largest but where a slot is cut: one more then
             most = (self.range.npages >> 9) + 2
             self.plans = cuda.device_array((most, PLAN_COLUMNS), dtype=np.uint64)
             self.streams = cuda.device_array(most, dtype=np.uint64)
             self.marks = cuda.device_array(most, dtype=np.uint64)
-        self.answer.copy_to_device(self.no_stop)
+        self.answer.copy_to_device(self.no_stop, stream=self.stream)
         stop, description = self.answer[:1], self.answer[1:]
         bounds = U64(first), U64(past)
-        plan_kernel[-(-slots // THREADS), THREADS](
+        plan_kernel[-(-slots // THREADS), THREADS, self.stream](
             *bounds,
             self.constants,
             self.vmas,
@@ -116,7 +124,7 @@ class CudaResolver:
         )
         if self.may_stream:
             self._stream(first, slots, leaf)
-        resolve_kernel[min(slots, _RESOLVE_BLOCKS), THREADS](
+        resolve_kernel[min(slots, _RESOLVE_BLOCKS), THREADS, self.stream](
             *bounds,
             U64(slots),
             self.constants,
@@ -131,10 +139,12 @@ class CudaResolver:
             self.words,
             stop,
         )
-        describe_kernel[1, THREADS](
+        describe_kernel[1, THREADS, self.stream](
             self.constants, self.vmas, self.owners, upper, child, leaf, self.inputs, stop, description
         )
-        answer = [int(value) for value in self.answer.copy_to_host()]
+        self.answer.copy_to_host(self.answer_here, stream=self.stream)
+        self._wait()
+        answer = [int(value) for value in self.answer_here]
         return None if answer[0] == int(NO_STOP) else Stop(*answer)
 
     def _stream(self, first: int, slots: int, leaf: Any) -> None:
@@ -142,7 +152,7 @@ class CudaResolver:
         second = U64((((first >> 21) + 1 << 21) - self.range.start) >> 12)
         state = (self.plans, self.streams, entries)
         if self.cuts_need:
-            stream_asked_kernel[slots, THREADS](
+            stream_asked_kernel[slots, THREADS, self.stream](
                 second,
                 self.walk.default_flags,
                 self.walk.pfn_flags_mask,
@@ -153,7 +163,7 @@ class CudaResolver:
                 self.marks,
             )
         else:
-            stream_kernel[slots, THREADS](
+            stream_kernel[slots, THREADS, self.stream](
                 second, self.granted, self.walk.highest_memmap_pfn, *state, self.words, self.marks
             )
 
@@ -163,9 +173,15 @@ class CudaResolver:
         if not npages or self.words is self.inputs:
             return
         if self.range.on_device:
-            self.inputs[:npages].copy_to_device(self.words[:npages])
+            self.inputs[:npages].copy_to_device(self.words[:npages], stream=self.stream)
         else:
-            self.words[:npages].copy_to_host(self.range.hmm_pfns[:npages])
+            self.words[:npages].copy_to_host(self.range.hmm_pfns[:npages], stream=self.stream)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the end of everything so far; the default stream's copies have waited already."""
+        if self.stream != 0:
+            self.stream.synchronize()
 
     def _send_vmas(self) -> None:
         columns = self.mm.vmas.columns()

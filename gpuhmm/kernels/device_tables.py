@@ -60,21 +60,21 @@ class DeviceTables:
         self.sent = 0
         self.transfers = 0
 
-    def sync(self) -> tuple[Any, Any, Any]:
-        """Return the device arrays ``upper``, ``child`` and ``leaf``, as new as the host's."""
+    def sync(self, stream: Any = 0) -> tuple[Any, Any, Any]:
+        """Return the device arrays ``upper``, ``child`` and ``leaf``, as new as the host's, in ``stream``."""
         tables, log = self._tables, self._log
         if log.upper:
-            self._send(self.upper, tables.upper, log.upper)
-            self._send(self.child, tables.child, log.upper)
+            self._send(self.upper, tables.upper, log.upper, stream)
+            self._send(self.child, tables.child, log.upper, stream)
         if log.leaf or self.leaf.array is None:
-            self._send(self.leaf, tables.leaf, log.leaf)
+            self._send(self.leaf, tables.leaf, log.leaf, stream)
         log.clear()
         return self.upper.array, self.child.array, self.leaf.array
 
-    def _send(self, pool: _DevicePool, host: np.ndarray, changed: set[int]) -> None:
+    def _send(self, pool: _DevicePool, host: np.ndarray, changed: set[int], stream: Any) -> None:
         self.sent += len(changed)
         self.transfers += 1
-        pool.update(host, changed)
+        pool.update(host, changed, stream)
 
 
 class _DevicePool:
@@ -84,20 +84,21 @@ class _DevicePool:
         self.dtype = dtype
         self.array: Any = None
 
-    def update(self, host: np.ndarray, changed: set[int]) -> None:
+    def update(self, host: np.ndarray, changed: set[int], stream: Any) -> None:
         """Send the changed rows in one transfer, or everything where that is no more."""
         if self.array is None or len(host) > len(self.array):
             grown = cuda.device_array((max(1, len(host) + len(host) // 4), 512), dtype=self.dtype)
             old = self.array
             self.array = grown
             if old is not None and len(changed) < len(host) // 2:
-                grown[: len(old)].copy_to_device(old)
+                grown[: len(old)].copy_to_device(old, stream=stream)
             else:
                 changed = set(range(len(host)))
         if not changed:
             return
         if len(changed) == len(host):
-            self.array[: len(host)].copy_to_device(host)
+            self.array[: len(host)].copy_to_device(host, stream=stream)
             return
         rows = np.fromiter(sorted(changed), dtype=np.uint64, count=len(changed))
-        scatter_kernel[len(rows), THREADS](cuda.to_device(rows), cuda.to_device(host[rows]), self.array)
+        sent = cuda.to_device(rows, stream=stream), cuda.to_device(host[rows], stream=stream)
+        scatter_kernel[len(rows), THREADS, stream](*sent, self.array)

@@ -10,6 +10,7 @@ import pytest
 from contracts import arguments
 from cuda_compiler import compile_ptx  # noqa: F401
 
+from gpuhmm.bench import cuda_cpp
 from gpuhmm.kernels import cuda_batch, cuda_resolve, cuda_runs, cuda_stream, device_tables
 
 KERNELS = {
@@ -46,6 +47,19 @@ def test_kernel_compiles_without_spills_doubles_or_calls(kernel, cc, compile_ptx
     if kernel in cuda_stream.KERNELS:
         assert int(re.search(r"Used (\d+) registers", done.stderr)[1]) <= 32
         assert ".local" not in ptx
+
+
+def test_the_kernel_in_cuda_cpp_compiles_and_moves_16_bytes_an_access():
+    from cuda.bindings import nvrtc
+
+    _, program = nvrtc.nvrtcCreateProgram(cuda_cpp.SOURCE.encode(), b"stream.cu", 0, [], [])
+    (result,) = nvrtc.nvrtcCompileProgram(program, 1, [b"--gpu-architecture=sm_90"])
+    assert result == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    _, size = nvrtc.nvrtcGetPTXSize(program)
+    ptx = b" " * size
+    nvrtc.nvrtcGetPTX(program, ptx)
+    assert len(re.findall(rb"ld\.global(\.nc)?\.v2\.u64", ptx)) >= 1
+    assert len(re.findall(rb"st\.global\.v2\.u64", ptx)) >= 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from gpuhmm.ranges import HmmRange
 from gpuhmm.runs import HmmRuns
 from gpuhmm.space import AddressSpace
 from gpuhmm.tables import Words
+from gpuhmm.x86 import PAGE_PRESENT
 
 #: Pages of a fault storm at most: a model in Python serves them one by one.
 MAX_FAULTED_PAGES = 1 << 14
@@ -78,6 +80,9 @@ def time_workload(workload: Workload, npages: int, backends: list[str], rounds: 
         if backend == "cuda":
             on_device = _device_pairs(workload, mm, source, rounds)
             yield _row(workload.name, backend, npages, 1, on_device, workload.baseline, moved)
+            if workload.name in PEER_WORKLOADS and importlib.util.find_spec("cupy"):
+                in_cpp = _cuda_cpp_pairs(mm, source, rounds)
+                yield _row(workload.name, "cuda C++", npages, 1, in_cpp, workload.baseline, moved)
         elif backend != "reference" or npages <= MAX_REFERENCE_PAGES:
             walkers[backend] = _call(workload, mm, words, backend)
     if workload.name in PEER_WORKLOADS and npages <= MAX_PEER_PAGES:
@@ -134,6 +139,22 @@ def _device_pairs(workload: Workload, mm: AddressSpace, source: Words, rounds: i
         cuda.synchronize()
         pairs.append((_seconds(call), _seconds(baseline)))
     return pairs
+
+
+def _cuda_cpp_pairs(mm: AddressSpace, source: Words, rounds: int) -> Pairs:
+    """Time the streaming kernel in CUDA C++ over the same leaf tables, and a copy there."""
+    from numba import cuda
+
+    from gpuhmm.bench.cuda_cpp import cuda_cpp_stream
+    from gpuhmm.bench.device_baselines import device_baseline
+
+    words = cuda.to_device(np.zeros(len(source), dtype=np.uint64))
+    entries = cuda.to_device(mm.page_tables.leaf.reshape(-1)[: len(source)])
+    call = cuda_cpp_stream(entries, words, int(PAGE_PRESENT), mm.highest_memmap_pfn)
+    baseline = device_baseline("copy", cuda.to_device(source), cuda.device_array_like(words))
+    call()
+    baseline()
+    return [(_seconds(call), _seconds(baseline)) for _ in range(rounds)]
 
 
 def time_small_ranges(backend: str, rounds: int) -> Iterator[Row]:

@@ -12,13 +12,13 @@ from numba import cuda
 from gpuhmm.hmm import (
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
-    HMM_PFN_VALID,
     hmm_pte_need_fault,
 )
 from gpuhmm.kernels.device_tables import THREADS
 from gpuhmm.kernels.word_pairs import load_pair, store_pair
 from gpuhmm.shared import register, shared
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault
+from gpuhmm.walk.leaf import plain_word
 from gpuhmm.x86 import (
     PAGE_PRESENT,
     PAGE_RW,
@@ -52,7 +52,6 @@ _THREADS = U64(THREADS)
 _PAIRS = U64(256)
 _TABLE_SHIFT = U64(9)
 _TABLE_PAGES = U64(512)
-_RW_TO_WRITE = U64(61)
 
 
 @shared("uint64(Walk)")
@@ -70,12 +69,6 @@ def is_plain(pte: np.uint64, granted: np.uint64, highest_memmap_pfn: np.uint64) 
     return (pte & (granted | PAGE_SPECIAL)) == granted and (
         (pte & PTE_PFN_MASK) >> PAGE_SHIFT
     ) <= highest_memmap_pfn
-
-
-@shared("uint64(uint64)")
-def plain_word(pte: np.uint64) -> np.uint64:
-    """pte_word of a plain PTE."""
-    return ((pte & PTE_PFN_MASK) >> PAGE_SHIFT) | HMM_PFN_VALID | ((pte & PAGE_RW) << _RW_TO_WRITE)
 
 
 def stream(second, granted, highest_memmap_pfn, plans, streams, entries, words, marks):

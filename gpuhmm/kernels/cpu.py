@@ -18,7 +18,7 @@ from gpuhmm.settle import Stop, settle
 from gpuhmm.shared import register
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
 from gpuhmm.walk.extent import extent_at
-from gpuhmm.walk.span import NO_STOP, describe_stop, find_stop, write_words
+from gpuhmm.walk.span import NO_STOP, describe_stop, find_stop, look_and_write_tables, write_words
 from gpuhmm.x86 import ONE, PMD_SHIFT, PMD_SIZE, U64, ZERO
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _RUN = U64(64)
 #: Words between the counts of two threads, so that each has a line of the cache to itself.
 _APART = U64(16)
 _TWO = U64(2)
+#: Slots that a thread may have looked at and not written before it writes two for one that it looks at.
+_BEHIND = _RUN
 
 
 def _slots(first, past):
@@ -72,26 +74,43 @@ def _look_and_write(
     slot = _nth_slot(looked, thread, threads, run)
     while slot < slots:
         low, high = _slot(slot, first, past)
-        stop, cut = find_stop(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
-        if stop != NO_STOP:
-            break
+        at = _nth_slot(written, thread, threads, run)
+        seen_plain = ZERO
+        before, behind = _slot(at, first, past)
+        if at < writable and high - low == PMD_SIZE and behind - before == PMD_SIZE:
+            seen_plain, done = look_and_write_tables(
+                low,
+                before,
+                first,
+                walk,
+                vmas,
+                owners,
+                upper,
+                child,
+                leaf,
+                hmm_pfns,
+            )
+            written = written + done
+        if seen_plain == ZERO:
+            stop, cut = find_stop(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+            if stop != NO_STOP:
+                break
+            settled = settled and cut == ZERO
         looked = looked + ONE
         slot = _nth_slot(looked, thread, threads, run)
-        settled = settled and cut == ZERO
         if settled:
             store_release(seen, thread * _APART, slot)
-        # Two at a time, so that a thread that fell behind catches up while it looks.
-        for _ in range(2):
-            at = _nth_slot(written, thread, threads, run)
-            # To ask all threads costs more the more they are: ask once for half as many slots.
-            if at >= writable and (looked - written) * _TWO >= threads:
-                writable = slot
-                for other in range(threads):
-                    writable = min(writable, load_acquire(seen, other * _APART))
-            if at < writable:
-                low, high = _slot(at, first, past)
-                write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
-                written = written + ONE
+        at = _nth_slot(written, thread, threads, run)
+        # To ask all threads costs more the more they are: ask once for half as many slots.
+        if at >= writable and (looked - written) * _TWO >= threads:
+            writable = slot
+            for other in range(threads):
+                writable = min(writable, load_acquire(seen, other * _APART))
+        # One is written with the next look.  A thread that fell behind catches up.
+        if at < writable and (seen_plain == ZERO or looked - written > _BEHIND):
+            low, high = _slot(at, first, past)
+            write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+            written = written + ONE
     return stop, written
 
 

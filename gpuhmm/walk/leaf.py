@@ -23,6 +23,7 @@ from gpuhmm.walk.pte import (
 )
 from gpuhmm.x86 import (
     ALL_ONES,
+    ONE,
     PAGE_PRESENT,
     PAGE_RW,
     PAGE_SHIFT,
@@ -37,6 +38,8 @@ from gpuhmm.x86 import (
 _RW_TO_WRITE = U64(61)
 #: Pages by which a table is judged before all of it is looked at.
 _SAMPLE = U64(64)
+#: Pages of a leaf table.
+TABLE_PAGES = U64(512)
 
 
 @shared("uint64(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
@@ -54,9 +57,7 @@ def leaf_stop(
 
     ``hmm_pfns[page]`` holds the request of the first.
     """
-    granted = PAGE_PRESENT
-    if asks_by_page(walk) or (walk.default_flags & HMM_PFN_REQ_WRITE) != ZERO:
-        granted = PAGE_PRESENT | PAGE_RW
+    granted = granted_to_all(walk)
     if all_plain(row, slot, min(count, _SAMPLE), granted, walk, leaf) and all_plain(
         row, slot, count, granted, walk, leaf
     ):
@@ -78,6 +79,14 @@ def leaf_stop(
     return count
 
 
+@shared("uint64(Walk)")
+def granted_to_all(walk: Walk) -> np.uint64:
+    """Return the bits of a plain PTE with which no request of this walk can stop it."""
+    if asks_by_page(walk) or (walk.default_flags & HMM_PFN_REQ_WRITE) != ZERO:
+        return PAGE_PRESENT | PAGE_RW
+    return PAGE_PRESENT
+
+
 @shared("boolean(uint64, uint64, uint64, uint64, Walk, Array2)")
 def all_plain(
     row: np.uint64,
@@ -97,6 +106,53 @@ def all_plain(
         some = some | pte
         beyond = beyond | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
     return (every & granted) == granted and (some & PAGE_SPECIAL) == ZERO and not beyond
+
+
+@shared("UniTuple2(uint64, uint64, uint64, uint64, Walk, Array2, Array1)")
+def look_and_write_plain(
+    look: np.uint64,
+    write: np.uint64,
+    page: np.uint64,
+    granted: np.uint64,
+    walk: Walk,
+    leaf: npt.NDArray[np.uint64],
+    hmm_pfns: npt.NDArray[np.uint64],
+) -> tuple[np.uint64, np.uint64]:
+    """Look at the whole table in row ``look``, and take that in row ``write`` for plain pages and write it.
+
+    In one loop, so that entries come from memory while words go there.  Return ONE for each of the two
+    tables whose pages are all plain, the first one's with ``granted``; where the second's are not,
+    its words are to be written again.
+    """
+    if not (
+        all_plain(look, ZERO, _SAMPLE, granted, walk, leaf)
+        and all_plain(write, ZERO, _SAMPLE, PAGE_PRESENT, walk, leaf)
+    ):
+        return ZERO, ZERO
+    every_seen = ALL_ONES
+    some_seen = ZERO
+    every_written = ALL_ONES
+    some_written = ZERO
+    beyond_seen: Truth = False
+    beyond_written: Truth = False
+    for i in range(TABLE_PAGES):
+        seen = leaf[look, i]
+        pte = leaf[write, i]
+        every_seen = every_seen & seen
+        some_seen = some_seen | seen
+        beyond_seen = beyond_seen | ((seen & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
+        every_written = every_written & pte
+        some_written = some_written | pte
+        beyond_written = beyond_written | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
+        hmm_pfns[page + i] = plain_word(pte)
+    plain_seen = ZERO
+    if (every_seen & granted) == granted and (some_seen & PAGE_SPECIAL) == ZERO and not beyond_seen:
+        plain_seen = ONE
+    plain_written = ZERO
+    if (every_written & PAGE_PRESENT) != ZERO and (some_written & PAGE_SPECIAL) == ZERO:
+        if not beyond_written:
+            plain_written = ONE
+    return plain_seen, plain_written
 
 
 @shared("void(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")

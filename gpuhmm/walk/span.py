@@ -13,9 +13,9 @@ from gpuhmm.hmm import hmm_pte_need_fault
 from gpuhmm.shared import shared
 from gpuhmm.walk.constants import Walk, asks_by_page
 from gpuhmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, Extent, extent_at
-from gpuhmm.walk.leaf import leaf_stop, write_leaf
+from gpuhmm.walk.leaf import TABLE_PAGES, granted_to_all, leaf_stop, look_and_write_plain, write_leaf
 from gpuhmm.walk.pte import pte_stop
-from gpuhmm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, ZERO
+from gpuhmm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, PMD_SIZE, ZERO
 
 #: No page of the span stops the walk.
 NO_STOP = ALL_ONES
@@ -102,6 +102,44 @@ def write_words(
                 hmm_pfns[page + i] = word + i * extent.step
         va = end
     return NO_STOP
+
+
+@shared("UniTuple2(uint64, uint64, uint64, Walk, Array2, Array2, Array2, ChildArray, Array2, Array1)")
+def look_and_write_tables(
+    look: np.uint64,
+    write: np.uint64,
+    last: np.uint64,
+    walk: Walk,
+    vmas: npt.NDArray[np.uint64],
+    owners: npt.NDArray[np.uint64],
+    upper: npt.NDArray[np.uint64],
+    child: npt.NDArray[np.int32],
+    leaf: npt.NDArray[np.uint64],
+    hmm_pfns: npt.NDArray[np.uint64],
+) -> tuple[np.uint64, np.uint64]:
+    """Look at the slot of 2 MiB at ``look`` and write the one at ``write``, which was looked at before.
+
+    Return ONE for each that was done: for neither, if not both slots are one leaf table each whose
+    first pages are plain; for the first only if none of its pages can stop the walk.
+    """
+    seen = extent_at(look, last, walk, vmas, upper, child)
+    written = extent_at(write, last, walk, vmas, upper, child)
+    if seen.kind != KIND_LEAF or written.kind != KIND_LEAF:
+        return ZERO, ZERO
+    if seen.start != look or seen.end - look != PMD_SIZE:
+        return ZERO, ZERO
+    if written.start != write or written.end - write != PMD_SIZE:
+        return ZERO, ZERO
+    page = (write - walk.start) >> PAGE_SHIFT
+    granted = granted_to_all(walk)
+    plain_seen, plain_written = look_and_write_plain(
+        seen.row, written.row, page, granted, walk, leaf, hmm_pfns
+    )
+    if plain_seen == ZERO and plain_written == ZERO:
+        return ZERO, ZERO
+    if plain_written == ZERO:
+        write_leaf(written.row, ZERO, TABLE_PAGES, page, walk, owners, leaf, hmm_pfns)
+    return plain_seen, ONE
 
 
 @shared("uint64(Extent, uint64, uint64, Walk, Array1)")

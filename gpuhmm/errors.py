@@ -54,3 +54,11 @@ _BY_ERRNO: dict[int, type[HmmError]] = {
     errno.EBUSY: HmmTimeoutError,
     errno.EINVAL: HmmInvalidError,
 }
+
+
+class ImageError(ValueError):
+    """A file that is no image of physical memory, or not one that can be read."""
+
+
+class MissingMemoryError(LookupError):
+    """Physical memory that an image does not hold."""

@@ -1,0 +1,58 @@
+"""What every source of physical memory can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuhmm.tables import Words
+
+#: Bytes of a page, the unit in which tables are read.
+PAGE = 4096
+
+
+class PhysicalMemory(ABC):
+    """Physical memory, addressed in bytes.
+
+    Nothing is kept of what was read: memory that changes is read as it is at that moment.
+    """
+
+    @abstractmethod
+    def read(self, address: int, size: int) -> bytes:
+        """Return the ``size`` bytes at ``address``.  MissingMemoryError where any of them is missing."""
+
+    @abstractmethod
+    def read_pages(self, pfns: Words) -> tuple[Words, npt.NDArray[np.bool_]]:
+        """Return pages of 4 KiB as entries, uint64[n, 512], and whether each is there, bool[n].
+
+        ``pfns`` is uint64[n], in any order.  A page that is missing, in part or whole, reads as zeros.
+        """
+
+    @abstractmethod
+    def contains(self, addresses: Words) -> npt.NDArray[np.bool_] | None:
+        """Return which of ``addresses``, uint64[n], lie in this memory; None if that cannot be told."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what this memory is, for a record of where results came from: JSON's types only."""
+
+    @abstractmethod
+    def scan(self) -> Iterator[tuple[int, Words]]:
+        """Yield all pages that may hold anything but zeros, by address: the first PFN, uint64[n, 512].
+
+        NotImplementedError where it is not known what there is.
+        """
+
+    @property
+    @abstractmethod
+    def cr3s(self) -> tuple[int, ...]:
+        """The CR3 of each processor, where the image says so."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> int | None:
+        """Levels of the page tables, 4 or 5, where the image says so."""

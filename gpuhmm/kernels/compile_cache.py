@@ -23,7 +23,19 @@ from numba.core import caching
 import gpuhmm
 
 #: Packages whose code is never compiled: editing them leaves the cache as it is.
-_NEVER_COMPILED = ("bench", "check", "cli", "process")
+_NEVER_COMPILED = (
+    "adapters",
+    "bench",
+    "check",
+    "cli",
+    "dump",
+    "physical",
+    "picture",
+    "process",
+    "results",
+    "snapshot",
+    "watch",
+)
 #: Compiled code of other versions is kept for that long, in seconds.
 _KEPT = 14 * 24 * 3600
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numba.core import types
 
+from gpuhmm.translation.words import Slot
 from gpuhmm.walk.constants import Walk
 from gpuhmm.walk.extent import Extent
 
@@ -18,6 +19,7 @@ NAMES = {
     "ChildArray": types.int32[:, ::1],
     "UniTuple2": types.UniTuple(_U64, 2),
     "UniTuple5": types.UniTuple(_U64, 5),
+    "Slot": types.NamedUniTuple(_U64, len(Slot._fields), Slot),
     "Walk": types.NamedUniTuple(_U64, len(Walk._fields), Walk),
     "Extent": types.NamedUniTuple(_U64, len(Extent._fields), Extent),
 }

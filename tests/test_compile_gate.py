@@ -17,6 +17,13 @@ KERNELS = {
     kernel: types
     for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables)
     for kernel, types in module.KERNELS.items()
+from gpuhmm.kernels import cuda as cuda_backend
+from gpuhmm.kernels import cuda_runs, device_tables
+from gpuhmm.translation import cuda as translation
+    **cuda_backend.KERNELS,
+    **cuda_runs.KERNELS,
+    **device_tables.KERNELS,
+    **translation.KERNELS,
 }
 
 

@@ -27,6 +27,7 @@ from gpuhmm.kernels.paths import PATHS
 from gpuhmm.x86 import encode_swap
 from gpuhmm.dump import load_tables
 from gpuhmm.physical import ReaderMemory
+from gpuhmm.image import ReaderSource
 from gpuhmm.translation import mappings, translate, translate_range
 
 MAX_PAGES = 256
@@ -200,7 +201,7 @@ def test_the_back_end_says_that_it_is_the_simulator():
 def test_translation(levels):
     image = random_image(random.Random(5), levels, tables=12)
     data = image.bytes()
-    tables = load_tables(ReaderMemory(lambda at, size: data[at : at + size]), image.cr3, levels=levels)
+    tables = load_tables(ReaderSource(lambda at, size: data[at : at + size]), image.cr3, levels=levels)
     vas = interesting_addresses(random.Random(6), image, 300)
     seen = [translate(tables, vas, backend=backend).words for backend in ("reference", "cuda")]
     assert np.array_equal(*seen)
@@ -217,7 +218,7 @@ def test_translation(levels):
 def test_runs(split_by):
     image = random_image(random.Random(8), tables=4)
     data = image.bytes()
-    tables = load_tables(ReaderMemory(lambda at, size: data[at : at + size]), image.cr3)
+    tables = load_tables(ReaderSource(lambda at, size: data[at : at + size]), image.cr3)
     seen = [mappings(tables, split_by=split_by, backend=backend) for backend in ("cpu", "cuda")]
     assert np.array_equal(*seen)
 

@@ -10,7 +10,7 @@ from table_images import elf_core, lime
 
 import gpuhmm
 from gpuhmm.dump import address_space, find_roots, find_zero_pages, load_tables
-from gpuhmm.physical import open_image
+from gpuhmm.image import open_image
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from table_images import (
 import gpuhmm
 from gpuhmm.dump import load_tables
 from gpuhmm.errors import ArrayTypeError
-from gpuhmm.physical import ReaderMemory
+from gpuhmm.image import ReaderSource
 from gpuhmm.translation import (
     MAPPING_NX,
     MAPPING_PROTNONE,
@@ -40,7 +40,7 @@ MIB2 = 1 << 21
 def loaded(image):
     """Return the tables of an image."""
     data = image.bytes()
-    return load_tables(ReaderMemory(lambda at, size: data[at : at + size]), image.cr3, levels=image.levels)
+    return load_tables(ReaderSource(lambda at, size: data[at : at + size]), image.cr3, levels=image.levels)
 
 
 def expanded(runs):

@@ -10,7 +10,7 @@ from test_translation import expanded
 
 from gpuhmm.dump import load_tables
 from gpuhmm.errors import MissingMemoryError
-from gpuhmm.physical import ReaderMemory, open_image
+from gpuhmm.image import ReaderSource, open_image
 from gpuhmm.translation import mappings, translate
 
 contexts = pytest.importorskip("volatility3.framework.contexts", reason="volatility3 is not installed")
@@ -76,7 +76,7 @@ def test_the_runs_of_the_guest(context, image):
 def test_random_tables(seed):
     image = random_image(random.Random(seed), tables=12)
     data = image.bytes()
-    memory = ReaderMemory(lambda at, size: data[at : at + size])
+    memory = ReaderSource(lambda at, size: data[at : at + size])
     context = contexts.Context()
     context.add_layer(PhysicalLayer(context, "memory", memory, maximum_address=len(data) - 1))
     context.config["theirs.memory_layer"] = "memory"
@@ -124,4 +124,4 @@ def test_a_layer_of_theirs_is_physical_memory(context, image):
     assert np.array_equal(tables.upper, direct.upper)
     assert np.array_equal(tables.leaf, direct.leaf)
     with pytest.raises(MissingMemoryError):
-        ReaderMemory(context.layers["memory"]).read(1 << 40, 8)
+        ReaderSource(context.layers["memory"]).read(1 << 40, 8)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuhmm.errors import MissingMemoryError
-from gpuhmm.physical import as_memory
+from gpuhmm.image import as_source
 from gpuhmm.translation import mappings
 from gpuhmm.translation.source import tables_of
 from gpuhmm.x86 import U64
@@ -37,12 +37,12 @@ _Mapping = tuple[int, int, int, int, str]
 class PhysicalLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
     """Physical memory of gpuhmm (an image, or any object that reads) as a volatility3 layer.
 
-    ``memory`` is what :func:`gpuhmm.physical.as_memory` takes.  It is never written.
+    ``memory`` is what :func:`gpuhmm.image.as_source` takes.  It is never written.
     """
 
     def __init__(self, context: Any, name: str, memory: Any, *, maximum_address: int = (1 << 52) - 1) -> None:
         super().__init__(context=context, config_path=name, name=name)
-        self._memory = as_memory(memory)
+        self._memory = as_source(memory)
         segments = getattr(self._memory, "segments", None)
         self._maximum = segments[-1].address + segments[-1].size - 1 if segments else maximum_address
 

@@ -19,7 +19,7 @@ from gpuhmm.dump.raw_tables import (
     RawTables,
 )
 from gpuhmm.errors import ImageError
-from gpuhmm.physical import PhysicalMemory, as_memory
+from gpuhmm.image import MemorySource, as_source
 from gpuhmm.tables import NO_CHILD, Words
 from gpuhmm.translation.canonical import canonical
 from gpuhmm.x86 import PAGE_PRESENT, PAGE_PSE, PTE_PFN_MASK, level_shift
@@ -36,13 +36,13 @@ def load_tables(
 ) -> RawTables:
     """Read the page tables that CR3 points to, both halves of the addresses.
 
-    ``source`` is physical memory (see :func:`gpuhmm.physical.as_memory`), ``cr3`` the register or the
+    ``source`` is physical memory (see :func:`gpuhmm.image.as_source`), ``cr3`` the register or the
     address of the top table, ``levels`` 4 or 5; both may be left out where the image says them.
     Tables that are missing from the image and entries with reserved bits are no errors: they are in
     ``faults`` of the result.  ValueError without CR3, ImageError if it points to no top table, or
     to more than ``max_tables`` tables.
     """
-    memory = as_memory(source)
+    memory = as_source(source)
     root_pfn = _root_pfn(memory, cr3)
     levels = levels or memory.levels or 4
     if levels not in (4, 5):
@@ -64,7 +64,7 @@ def load_tables(
     return made
 
 
-def _root_pfn(memory: PhysicalMemory, cr3: int | None) -> int:
+def _root_pfn(memory: MemorySource, cr3: int | None) -> int:
     if cr3 is None:
         if len(memory.cr3s) != 1:
             known = ", ".join(f"{value:#x}" for value in memory.cr3s) or "none"
@@ -79,7 +79,7 @@ def _root_pfn(memory: PhysicalMemory, cr3: int | None) -> int:
 class _Loading:
     """The tables of one level after the other, and what was found on the way."""
 
-    def __init__(self, memory: PhysicalMemory, levels: int, max_tables: int) -> None:
+    def __init__(self, memory: MemorySource, levels: int, max_tables: int) -> None:
         self.memory = memory
         self.levels = levels
         self.max_tables = max_tables

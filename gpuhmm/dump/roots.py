@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.physical import PhysicalMemory, as_memory
+from gpuhmm.image import MemorySource, as_source
 from gpuhmm.tables import Words
 from gpuhmm.x86 import PAGE_PRESENT, PAGE_PSE, PTE_PFN_MASK, U64
 
@@ -37,7 +37,7 @@ def find_roots(source: Any, *, levels: int | None = None) -> npt.NDArray[np.void
     else what the image says, else both are tried.  Candidates with ``user`` 0 belong to the kernel
     alone.  The image is read once, 16 MiB at a time.
     """
-    memory = as_memory(source)
+    memory = as_source(source)
     wanted = levels or memory.levels
     if wanted not in (None, 4, 5):
         raise ValueError(f"levels must be 4 or 5 (got {wanted})")
@@ -54,7 +54,7 @@ def find_roots(source: Any, *, levels: int | None = None) -> npt.NDArray[np.void
     return np.array(sorted(found), dtype=ROOT_DTYPE)
 
 
-def _points_inside(memory: PhysicalMemory, pages: Words) -> npt.NDArray[np.bool_]:
+def _points_inside(memory: MemorySource, pages: Words) -> npt.NDArray[np.bool_]:
     """Return which tables follow rule 1."""
     used = pages != 0
     fine: npt.NDArray[np.bool_] = (((pages & _TABLE) == PAGE_PRESENT) | ~used).all(axis=1)
@@ -65,7 +65,7 @@ def _points_inside(memory: PhysicalMemory, pages: Words) -> npt.NDArray[np.bool_
     return fine
 
 
-def _maps_text(memory: PhysicalMemory, root: Words, levels: int) -> bool:
+def _maps_text(memory: MemorySource, root: Words, levels: int) -> bool:
     """Return whether rule 2 holds."""
     page = root
     for slot in (_LAST_SLOT,) * (levels - 3) + (_TEXT_SLOT,):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpuhmm.dump.raw_tables import RawTables
-from gpuhmm.physical import PhysicalMemory
+from gpuhmm.image import MemorySource
 from gpuhmm.tables import Words
 from gpuhmm.x86 import (
     PAGE_DEVMAP,
@@ -25,7 +25,7 @@ _CANDIDATES = 16
 _USER_PRESENT = PAGE_PRESENT | PAGE_USER
 
 
-def find_zero_pages(tables: RawTables, memory: PhysicalMemory) -> tuple[int | None, int | None]:
+def find_zero_pages(tables: RawTables, memory: MemorySource) -> tuple[int | None, int | None]:
     """Return the PFNs of the zero page and of the huge zero page, None for one that nothing maps.
 
     The zero page is the PFN that most user entries map special (not devmap) and read-only and whose
@@ -46,7 +46,7 @@ def _by_use(pfns: Words) -> list[int]:
     return [int(pfn) for pfn in found[np.argsort(-counts, kind="stable")][:_CANDIDATES]]
 
 
-def _first_of_zeros(memory: PhysicalMemory, pfns: list[int], pages: int) -> int | None:
+def _first_of_zeros(memory: MemorySource, pfns: list[int], pages: int) -> int | None:
     for pfn in pfns:
         content, there = memory.read_pages(np.arange(pfn, pfn + pages, dtype=np.uint64))
         if there.all() and not content.any():

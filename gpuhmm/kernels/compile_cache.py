@@ -29,7 +29,7 @@ _NEVER_COMPILED = (
     "check",
     "cli",
     "dump",
-    "physical",
+    "image",
     "picture",
     "process",
     "results",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from table_images import elf_core, lime
 
-import gpuhmm.physical
+import gpuhmm.image
 from gpuhmm.errors import ImageError, MissingMemoryError
-from gpuhmm.physical import ReaderMemory, as_memory, open_image
+from gpuhmm.image import ReaderSource, as_source, open_image
 
 PAGE = 4096
 
@@ -153,7 +153,7 @@ def test_any_object_that_reads_is_memory(memory):
                 raise RuntimeError("no such memory")
             return memory[address : address + size]
 
-    for source in (as_memory(Debugger()), ReaderMemory(lambda a, n: memory[a : a + n])):
+    for source in (as_source(Debugger()), ReaderSource(lambda a, n: memory[a : a + n])):
         pages, there = source.read_pages(np.array([63, 64, 2], dtype=np.uint64))
         assert there.tolist() == [True, False, True]
         assert pages[2].tobytes() == memory[2 * PAGE : 3 * PAGE]
@@ -168,7 +168,7 @@ def test_errors_of_a_reader_that_mean_something_else_go_through():
         raise TypeError("a bug of its own")
 
     with pytest.raises(TypeError, match="of its own"):
-        ReaderMemory(broken).read_pages(np.zeros(1, dtype=np.uint64))
+        ReaderSource(broken).read_pages(np.zeros(1, dtype=np.uint64))
     with pytest.raises(TypeError, match="must be a path"):
-        as_memory(17)
-    assert "ImageFile" in gpuhmm.physical.__all__
+        as_source(17)
+    assert "ImageFile" in gpuhmm.image.__all__

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpuhmm.errors import ImageError
-from gpuhmm.physical import elf_core, lime
-from gpuhmm.physical.image import ImageFile, Segment
-from gpuhmm.physical.memory import PhysicalMemory
-from gpuhmm.physical.read_at import ReadAt
-from gpuhmm.physical.reader import ReaderMemory
+from gpuhmm.image import elf_core, lime
+from gpuhmm.image.file import ImageFile, Segment
+from gpuhmm.image.source import MemorySource
+from gpuhmm.image.read_at import ReadAt
+from gpuhmm.image.reader import ReaderSource
 
 #: The names that ``open_image`` takes; ``auto`` looks at the first bytes.
 FORMATS = ("auto", "raw", "elf", "lime")
@@ -86,19 +86,19 @@ def _parsed(fd: int, name: str, format: str) -> _Parts:
     return _Parts("raw", [Segment(0, size, 0)], notes=[])
 
 
-def as_memory(source: Any) -> PhysicalMemory:
+def as_source(source: Any) -> MemorySource:
     """Return ``source`` as physical memory.
 
-    A :class:`PhysicalMemory` is returned as it is, a path is opened, and any other object with
-    ``read(address, size)`` is wrapped (:class:`ReaderMemory`).  TypeError for anything else.
+    A :class:`MemorySource` is returned as it is, a path is opened, and any other object with
+    ``read(address, size)`` is wrapped (:class:`ReaderSource`).  TypeError for anything else.
     """
-    if isinstance(source, PhysicalMemory):
+    if isinstance(source, MemorySource):
         return source
     if isinstance(source, str | Path):
         return open_image(source)
     if callable(getattr(source, "read", None)):
-        return ReaderMemory(source)
+        return ReaderSource(source)
     raise TypeError(
-        "physical memory must be a path, a PhysicalMemory or an object with read(address, size) "
+        "physical memory must be a path, a MemorySource or an object with read(address, size) "
         f"(got {type(source).__name__})"
     )

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpuhmm.errors import ImageError
-from gpuhmm.physical.image import Segment, disjoint
-from gpuhmm.physical.read_at import ReadAt
+from gpuhmm.image.file import Segment, disjoint
+from gpuhmm.image.read_at import ReadAt
 
 MAGIC = b"\x7fELF"
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.errors import ImageError, MissingMemoryError
-from gpuhmm.physical.memory import PAGE, PhysicalMemory
+from gpuhmm.image.source import PAGE, MemorySource
 from gpuhmm.tables import Words
 from gpuhmm.x86 import MAX_PFN
 
@@ -37,7 +37,7 @@ class Segment:
 
 
 @dataclass
-class ImageFile(PhysicalMemory):
+class ImageFile(MemorySource):
     """An opened image.  Close it, or use it in a ``with`` block.
 
     ``format`` names what was found, ``truncated`` counts the bytes that the file's own headers

@@ -15,7 +15,7 @@ from gpuhmm.tables import Words
 PAGE = 4096
 
 
-class PhysicalMemory(ABC):
+class MemorySource(ABC):
     """Physical memory, addressed in bytes.
 
     Nothing is kept of what was read: memory that changes is read as it is at that moment.

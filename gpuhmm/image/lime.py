@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 
 from gpuhmm.errors import ImageError
-from gpuhmm.physical.image import Segment, disjoint
-from gpuhmm.physical.read_at import ReadAt
+from gpuhmm.image.file import Segment, disjoint
+from gpuhmm.image.read_at import ReadAt
 
 #: The first bytes of the file: 0x4C694D45, little-endian.
 MAGIC = b"EMiL"

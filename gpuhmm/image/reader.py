@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.errors import MissingMemoryError
-from gpuhmm.physical.memory import PAGE, PhysicalMemory
+from gpuhmm.image.source import PAGE, MemorySource
 from gpuhmm.tables import Words
 
 
@@ -31,12 +31,12 @@ _ABSENT_BY_NAME = (
 )
 
 
-class ReaderMemory(PhysicalMemory):
+class ReaderSource(MemorySource):
     """Any object with ``read(address, size)`` as physical memory, a page a call.
 
     Memory is missing where ``read`` raises OSError, LookupError, ValueError, RuntimeError or the
     library's own exception for it, or returns fewer bytes than asked for.  ``read`` may also be a
-    function: ``ReaderMemory(lambda address, size: prog.read(address, size, physical=True))``.
+    function: ``ReaderSource(lambda address, size: prog.read(address, size, physical=True))``.
     """
 
     def __init__(self, source: Reads | Callable[[int, int], bytes]) -> None:

@@ -62,3 +62,7 @@ class ImageError(ValueError):
 
 class MissingMemoryError(LookupError):
     """Physical memory that an image does not hold."""
+
+
+class SnapshotError(ValueError):
+    """A folder that is no snapshot, or one that is damaged or of a newer version."""

@@ -241,6 +241,38 @@ class PageTables:
         made.unreached = {pfn: page.copy() for pfn, page in made.unreached.items()}
         return made
 
+    @classmethod
+    def from_pools(
+        cls,
+        levels: int,
+        *,
+        upper: Words,
+        child: npt.NDArray[np.int32],
+        leaf: Words,
+        where: Words,
+        unreached: dict[int, Words],
+    ) -> PageTables:
+        """Return tables made of the arrays themselves, which are not copied and must be writable.
+
+        They are those of :attr:`upper`, :attr:`child` and :attr:`leaf`; ``where`` is uint64[n, 3], the PFN,
+        level and row of every table, the top one first.  ValueError unless every table is there once
+        and every child is the table of the next level that its entry points to.
+        """
+        check_array("upper", upper, (None, 512))
+        check_array("leaf", leaf, (None, 512))
+        check_array("where", where, (len(upper) + len(leaf), 3))
+        if child.dtype != np.int32 or child.shape != upper.shape or not child.flags.c_contiguous:
+            raise ValueError(f"child must be int32{list(upper.shape)} (got {child.dtype}{list(child.shape)})")
+        if not len(upper) or where[0].tolist()[1:] != [levels, 0]:
+            raise ValueError("where must begin with the top table in row 0")
+        _check_pools(levels, upper, child, leaf, where)
+        made = cls(levels, int(where[0, 0]))
+        made._upper, made._child, made._leaf = upper, child, leaf
+        made._counts = [len(leaf), len(upper)]
+        made.where = {pfn: (level, row) for pfn, level, row in where.tolist()}
+        made.unreached = unreached
+        return made
+
     def _attach_all(self, pmd_bad_ignores: int) -> Iterator[tuple[int, int, int]]:
         """Give every table that a walk can reach its row; yield the entries that walks only may follow."""
         rows = [(0, 0)]  # row of a table of this level, and the first address that it covers
@@ -288,6 +320,37 @@ class PageTables:
             )
         self._child[row, slot] = known[1]
         return None
+
+
+def _check_pools(levels: int, upper: Words, child: npt.NDArray[np.int32], leaf: Words, where: Words) -> None:
+    """ValueError unless ``where`` names every row once and every child is the table that it should be."""
+    pfns, table_levels, rows = where.T
+    is_leaf = table_levels == 1
+    fine = (pfns < x86.MAX_PFN).all() and len(np.unique(pfns)) == len(pfns)
+    fine &= ((table_levels >= 1) & (table_levels <= levels)).all()
+    for pool, chosen in ((leaf, is_leaf), (upper, ~is_leaf)):
+        fine &= np.array_equal(np.sort(rows[chosen]), np.arange(len(pool), dtype=np.uint64))
+    if not fine:
+        raise ValueError("where must name every table once, with a PFN below 2^40 and its level and row")
+    upper_levels = np.zeros(len(upper), dtype=np.uint64)
+    upper_levels[rows[~is_leaf].astype(np.intp)] = table_levels[~is_leaf]
+    upper_pfns = np.zeros(len(upper), dtype=np.uint64)
+    upper_pfns[rows[~is_leaf].astype(np.intp)] = pfns[~is_leaf]
+    leaf_pfns = np.zeros(len(leaf), dtype=np.uint64)
+    leaf_pfns[rows[is_leaf].astype(np.intp)] = pfns[is_leaf]
+    for level in range(2, levels + 1):
+        of_level = np.flatnonzero(upper_levels == level)
+        place, slots = np.nonzero(child[of_level] != NO_CHILD)
+        row = child[of_level[place], slots]
+        pool_pfns = leaf_pfns if level == 2 else upper_pfns
+        fine = ((row >= 0) & (row < len(pool_pfns))).all()
+        if fine and level > 2:
+            fine = (upper_levels[row] == level - 1).all()
+        if fine:
+            wanted = (upper[of_level[place], slots] & x86.PTE_PFN_MASK) >> x86.PAGE_SHIFT
+            fine = np.array_equal(pool_pfns[row], wanted)
+        if not fine:
+            raise ValueError(f"a child of level {level} must be the table that its entry points to")
 
 
 def points_to_table(value: int, level: int) -> bool:

@@ -28,6 +28,7 @@ from gpuhmm.x86 import encode_swap
 from gpuhmm.dump import load_tables
 from gpuhmm.physical import ReaderMemory
 from gpuhmm.image import ReaderSource
+from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.translation import mappings, translate, translate_range
 
 MAX_PAGES = 256

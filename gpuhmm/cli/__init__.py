@@ -13,6 +13,8 @@ from rich.console import Console
 
 import gpuhmm
 from gpuhmm.cli.bench import bench
+from gpuhmm.cli.capture import capture
+from gpuhmm.cli.info import info
 from gpuhmm.cli.verify import verify
 from gpuhmm.cli.walk import walk
 
@@ -23,6 +25,8 @@ app = typer.Typer(
     help="Linux's hmm_range_fault() for millions of pages at once, on CPU and GPU, bit for bit.",
 )
 app.command()(walk)
+app.command()(capture)
+app.command()(info)
 app.command()(verify)
 app.command()(bench)
 

@@ -5,81 +5,70 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpuhmm.backends import BACKENDS
 from gpuhmm.cli.tables import print_table, width_of
+from gpuhmm.cli.parameters import address, number, one_of
+from gpuhmm.cli.source import (
+    CR3_HELP,
+    DUMP_HELP,
+    END_HELP,
+    LEVELS_HELP,
+    MAPS_HELP,
+    PID_HELP,
+    SNAPSHOT_HELP,
+    START_HELP,
+    STOP_HELP,
+    Source,
+)
 from gpuhmm.driver import REQUESTS
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from gpuhmm.process import PageCounts, ProcessSummary
-
-
-def _address(text: str) -> int:
-    """Return a page-aligned address, given in decimal or with 0x."""
-    try:
-        value = int(text, 0)
-    except ValueError:
-        raise typer.BadParameter(f"an address must be decimal or 0x... (got {text!r})") from None
-    if value < 0 or value % 4096:
-        raise typer.BadParameter(f"an address must be a multiple of 4096, the page size (got {text})")
-    return value
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in choices:
-            raise typer.BadParameter(f"must be one of {', '.join(choices)} (got {text!r})")
-        return text
-
-    return check
 
 
 _BACKENDS = ("auto", *BACKENDS)
 
 
 def walk(
-    pid: Annotated[int | None, typer.Option(min=1, help="The process; without it, this one.")] = None,
-    start: Annotated[
-        int | None, typer.Option(parser=_address, metavar="ADDRESS", help="First address, decimal or 0x...")
-    ] = None,
-    end: Annotated[
-        int | None, typer.Option(parser=_address, metavar="ADDRESS", help="Address to stop before.")
-    ] = None,
+    snapshot: Annotated[Path | None, typer.Argument(help=SNAPSHOT_HELP)] = None,
+    pid: Annotated[int | None, typer.Option(min=1, help=PID_HELP)] = None,
+    dump: Annotated[Path | None, typer.Option(help=DUMP_HELP)] = None,
+    cr3: Annotated[int | None, typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP)] = None,
+    levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
+    maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
+    start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
+    end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     request: Annotated[
         str,
         typer.Option(
-            parser=_one_of(*REQUESTS),
+            parser=one_of(*REQUESTS),
             metavar="|".join(REQUESTS),
             help="What is asked of every page. Faults are modelled on a copy, never made in the process.",
         ),
     ] = "none",
     backend: Annotated[
         str,
-        typer.Option(parser=_one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks."),
+        typer.Option(parser=one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks."),
     ] = "auto",
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the process while it is read.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Read the page tables of a live process and walk them as hmm_range_fault() does."""
+    """Walk the page tables of a live process, a dump or a snapshot as hmm_range_fault() does."""
     from rich.console import Console
 
-    from gpuhmm.process import prepare, read_process, stopped, summarize
+    from gpuhmm.process import prepare, summarize
 
-    if start is not None and end is not None and start >= end:
-        raise typer.BadParameter(f"--start must lie below --end (got {start:#x}, {end:#x})")
-    who = os.getpid() if pid is None else pid
+    source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop)
     messages = Console(stderr=True)
-    held = stopped(who) if stop else contextlib.nullcontext()
-    with held, _reading(messages) as progress:
-        capture = read_process(who, start=start or 0, end=end, progress=progress)
+    capture = source.read(messages)
     with messages.status("preparing the back end (its first run compiles it, some 15 s)"):
         prepared = prepare(backend)
     # A snapshot is over before a spinner turns, which would only hold it up.
@@ -90,21 +79,6 @@ def walk(
         typer.echo(json.dumps(dataclasses.asdict(summary), indent=1))
     else:
         _print(summary)
-
-
-@contextlib.contextmanager
-def _reading(messages: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show how far reading is, on a terminal; yield what is called with windows read and in all."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (TextColumn("reading pagemap"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show
 
 
 def _print(summary: ProcessSummary) -> None:
@@ -178,7 +152,7 @@ def _counts(counts: PageCounts) -> dict[str, str]:
 
 def _closing(summary: ProcessSummary) -> Iterator[str]:
     yield (
-        f"pid {summary.pid} ({_printable(summary.command)}), Linux {summary.kernel}, "
+        f"{_what(summary)}, "
         f"walked as {summary.profile} does; numbers are pages of 4 KiB, run is the longest with PFNs in a row"
     )
     yield (
@@ -186,20 +160,33 @@ def _closing(summary: ProcessSummary) -> Iterator[str]:
         f"{summary.calls} call{'s' if summary.calls > 1 else ''}: "
         f"{summary.pages_per_second:.3g} pages/s on the {summary.backend} back end ({summary.device})"
     )
+    if summary.pid:
+        yield _how_read(summary)
+    yield f"write bit: {summary.write_rule}"
+    for note in summary.notes:
+        yield f"note: {note}"
+
+
+def _what(summary: ProcessSummary) -> str:
+    """Return what was walked: a process, what a dump says, or a snapshot of either."""
+    process = f"pid {summary.pid} ({_printable(summary.command)}), Linux {summary.kernel}"
+    if not summary.pid:
+        return _printable(summary.source)
+    return process + (f", {_printable(summary.source)}" if summary.source else "")
+
+
+def _how_read(summary: ProcessSummary) -> str:
     used = [
         name
         for name, wanted in (("PAGEMAP_SCAN", summary.pagemap_scan), ("kpageflags", summary.kpageflags))
         if wanted
     ]
-    yield (
+    return (
         f"read in {summary.read_seconds * 1e3:.3g} ms from maps, smaps, pagemap"
         + "".join(f", {name}" for name in used)
         + (", the process being stopped" if summary.stopped else "")
         + ("; PFNs are real" if summary.pfns == "real" else "; PFNs are numbered by us")
     )
-    yield f"write bit: {summary.write_rule}"
-    for note in summary.notes:
-        yield f"note: {note}"
 
 
 def _size(size: int) -> str:

@@ -1,6 +1,7 @@
 """Page tables out of the memory of a machine: read from CR3, found by a scan, made an AddressSpace."""
 
 from gpuhmm.dump.areas import areas_of
+from gpuhmm.dump.capture import read_dump, read_maps
 from gpuhmm.dump.load import MAX_TABLES, load_tables
 from gpuhmm.dump.raw_tables import FAULT_DTYPE, FAULT_MISSING, FAULT_RESERVED, RawTables
 from gpuhmm.dump.roots import ROOT_DTYPE, find_roots
@@ -21,4 +22,6 @@ __all__ = [
     "find_roots",
     "find_zero_pages",
     "load_tables",
+    "read_dump",
+    "read_maps",
 ]

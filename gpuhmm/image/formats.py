@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from gpuhmm.errors import ImageError
 from gpuhmm.image import elf_core, lime
 from gpuhmm.image.file import ImageFile, Segment
-from gpuhmm.image.source import MemorySource
 from gpuhmm.image.read_at import ReadAt
 from gpuhmm.image.reader import ReaderSource
+from gpuhmm.image.source import MemorySource
 
 #: The names that ``open_image`` takes; ``auto`` looks at the first bytes.
 FORMATS = ("auto", "raw", "elf", "lime")

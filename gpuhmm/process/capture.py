@@ -5,15 +5,17 @@ Source: Documentation/admin-guide/mm/pagemap.rst (v6.18).
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.process.entries import AREA_PROT, IN_AREA, IS_KSM, IS_ZERO_PAGE
+from gpuhmm.process.entries import AREA_PROT, IN_AREA, IS_KSM, IS_ZERO_PAGE, WRITE_RULE
 from gpuhmm.process.identity import Identity, identify
 from gpuhmm.process.maps import VM_MERGEABLE, Mapping, parse_maps, user_mappings
 from gpuhmm.process.pagemap import (
@@ -58,7 +60,8 @@ class ProcessCapture:
     ``mappings`` are the user mappings cut to ``[start, end)``, ``resident`` their present pages of
     4 KiB as pagemap counts them, ``windows`` the 2 MiB windows that hold anything (int64[n], ascending),
     and ``windows_with_swap`` those of them with entries that are not present.
-    ``pfns_real`` is false where the kernel hid them and they are numbers of ours.
+    ``pfns_real`` is false where the kernel hid them and they are numbers of ours.  ``source`` says in
+    words what was read where it is no live process, ``origin`` the same for machines.
     """
 
     identity: Identity
@@ -76,6 +79,10 @@ class ProcessCapture:
     changed: bool
     seconds: float
     notes: list[str] = field(default_factory=list)
+    kernel_release: str = field(default_factory=platform.release)
+    write_rule: str = WRITE_RULE
+    source: str = ""
+    origin: dict[str, Any] = field(default_factory=lambda: {"kind": "process"})
 
     def swap_windows(self, start: int, end: int) -> list[int]:
         """Return which windows that overlap ``[start, end)`` have entries that are not present."""
@@ -129,6 +136,7 @@ def read_process(
         changed or bool(reading.lost),
         time.perf_counter() - begun,
         _notes(found, reading),
+        origin={"kind": "process", "pid": pid, "command": identity.command, "host": platform.node()},
     )
 
 

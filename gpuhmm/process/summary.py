@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.process.capture import ProcessCapture
-from gpuhmm.process.entries import WRITE_RULE, is_not_present, is_special
+from gpuhmm.process.entries import is_not_present, is_special
 from gpuhmm.process.maps import Mapping
 from gpuhmm.process.walk import PreparedBackend, ProcessWalk, WalkedMapping, walk_process
 from gpuhmm.runs import Runs
@@ -62,6 +61,7 @@ class ProcessSummary:
 
     pid: int
     command: str
+    source: str
     kernel: str
     profile: str
     start: int
@@ -108,7 +108,8 @@ def summarize(
     return ProcessSummary(
         pid=capture.identity.pid,
         command=capture.identity.command,
-        kernel=platform.release(),
+        source=capture.source,
+        kernel=capture.kernel_release,
         profile=capture.space.kernel.name,
         start=capture.start,
         end=capture.end,
@@ -119,7 +120,7 @@ def summarize(
         pfns="real" if capture.pfns_real else "numbered",
         pagemap_scan=capture.pagemap_scan,
         kpageflags=capture.kpageflags,
-        write_rule=WRITE_RULE,
+        write_rule=capture.write_rule,
         backend=walk.backend.name,
         device=walk.backend.device,
         read_seconds=capture.seconds,
@@ -213,12 +214,12 @@ def _warnings(capture: ProcessCapture, walk: ProcessWalk, stopped: bool) -> list
         )
     if capture.left_out:
         said.append(f"left out, in the kernel's half: {', '.join(capture.left_out)}")
-    if capture.changed and capture.identity.is_self:
+    if capture.changed and capture.identity.is_self and not capture.source:
         said.append("this command read itself, and so its mappings changed while they were read")
     elif capture.changed:
         said.append(
             "the process changed while it was read"
-            + (": " if stopped else "; --stop keeps it still: ")
+            + (": " if stopped or capture.source else "; --stop keeps it still: ")
             + "pages of different moments may stand side by side"
         )
     return said

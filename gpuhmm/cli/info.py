@@ -1,0 +1,86 @@
+"""``gpuhmm info``: what a snapshot or a memory dump holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="Folder of a snapshot, or a memory dump.")],
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Read every file of a snapshot for its checksum.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a snapshot holds and check it, or what a dump holds and which CR3 it may be walked from."""
+    found = _snapshot(path, verify) if path.is_dir() else _dump(path)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        if isinstance(value, list):
+            typer.echo(f"{name}:" + ("" if value else " none"))
+            for item in value:
+                typer.echo(f"  {_line(item)}")
+        else:
+            typer.echo(f"{name}: {_line(value)}")
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_line(inner)}" for name, inner in value.items())
+    if isinstance(value, str):
+        return "".join(letter if letter.isprintable() else "?" for letter in value)
+    return str(value)
+
+
+def _snapshot(path: Path, verify: bool) -> dict[str, Any]:
+    from gpuhmm.snapshot import load_snapshot
+
+    loaded = load_snapshot(path, verify=verify)
+    manifest, space = loaded.manifest, loaded.space
+    found: dict[str, Any] = {
+        "snapshot": str(path),
+        "version": manifest.version,
+        "created": manifest.created,
+        "written_by": f"gpuhmm {manifest.gpuhmm}",
+        "checksums": "all fit" if verify else "not checked",
+        "origin": loaded.origin,
+        "kernel": space.kernel.name,
+        "levels": space.levels,
+        "cr3": f"{space.root_pfn << 12:#x}",
+        "tables": len(space.page_tables.where),
+        "areas": len(space.vmas),
+        "bytes": sum(record.bytes for record in manifest.arrays.values()),
+    }
+    if loaded.capture is not None:
+        found["pages_present"] = sum(loaded.capture.resident)
+        found["notes"] = loaded.capture.notes
+    return found
+
+
+def _dump(path: Path) -> dict[str, Any]:
+    from gpuhmm.dump import find_roots
+    from gpuhmm.image import open_image
+
+    with open_image(path) as image:
+        roots = find_roots(image)
+        return {
+            "dump": str(path),
+            **{name: value for name, value in image.describe().items() if name not in ("memory", "path")},
+            "cr3_of_processors": [f"{cr3:#x}" for cr3 in image.cr3s],
+            "levels": image.levels if image.levels is not None else "not said",
+            "cr3_candidates": [
+                {
+                    "cr3": f"{int(root['cr3']):#x}",
+                    "levels": int(root["levels"]),
+                    "user_entries": int(root["user"]),
+                    "kernel_entries": int(root["kernel"]),
+                }
+                for root in roots
+            ],
+        }

@@ -1,0 +1,70 @@
+"""What a capture knows beside its address space: the process or dump, its mappings by name, its windows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from gpuhmm.errors import SnapshotError
+from gpuhmm.process.capture import ProcessCapture
+from gpuhmm.process.identity import Identity
+from gpuhmm.process.maps import Mapping
+from gpuhmm.snapshot.parts import Arrays
+from gpuhmm.space import AddressSpace
+
+_SCALARS = (
+    "start",
+    "end",
+    "left_out",
+    "pfns_real",
+    "pagemap_scan",
+    "kpageflags",
+    "changed",
+    "seconds",
+    "notes",
+    "kernel_release",
+    "write_rule",
+    "source",
+)
+_ARRAYS = ("windows", "windows_with_swap")
+
+
+def capture_parts(capture: ProcessCapture) -> tuple[dict[str, Any], Arrays]:
+    """Return the scalars by part and the arrays of a capture, without those of its space."""
+    parts: dict[str, Any] = {
+        "origin": capture.origin,
+        "capture": {
+            **{name: getattr(capture, name) for name in _SCALARS},
+            "identity": asdict(capture.identity),
+            "mappings": [asdict(mapping) for mapping in capture.mappings],
+            "resident": list(capture.resident),
+        },
+    }
+    return parts, {name: getattr(capture, name) for name in _ARRAYS}
+
+
+def capture_of_parts(parts: dict[str, Any], arrays: Arrays, space: AddressSpace) -> ProcessCapture:
+    """Return the capture that :func:`capture_parts` was given.  SnapshotError for parts that are none."""
+    try:
+        fields = dict(parts["capture"])
+        for name in _ARRAYS:
+            if arrays[name].dtype != np.int64 or arrays[name].ndim != 1:
+                raise ValueError(f"{name} must be a one-dimensional array of int64")
+        mappings = [Mapping(**mapping) for mapping in fields["mappings"]]
+        resident = [int(count) for count in fields["resident"]]
+        if len(resident) != len(mappings):
+            raise ValueError("every mapping must have a count of resident pages")
+        known: dict[str, Any] = {name: fields[name] for name in _SCALARS}
+        known.update({name: arrays[name] for name in _ARRAYS})
+        return ProcessCapture(
+            identity=Identity(**fields["identity"]),
+            space=space,
+            mappings=mappings,
+            resident=resident,
+            origin=dict(parts["origin"]),
+            **known,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SnapshotError(f"the snapshot holds no capture: {error}") from None

@@ -53,6 +53,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # nobody reads on; Python must not complain about it at exit
         sys.exit(1)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         Console(stderr=True, highlight=False).print("gpuhmm:", str(error), markup=False, soft_wrap=True)
         sys.exit(1)

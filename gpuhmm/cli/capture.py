@@ -100,8 +100,8 @@ def _save(source: Source, out: Path, force: bool, messages: Console) -> ProcessC
     tables = captured.space.page_tables
     what = captured.source or f"pid {captured.identity.pid} ({captured.identity.command})"
     typer.echo(
-        f"{written}: {what}, {len(captured.mappings)} mappings, {sum(captured.resident)} pages of 4 KiB present, "
-        f"{len(tables.where)} tables"
+        f"{written}: {what}, {len(captured.mappings)} mappings, "
+        f"{sum(captured.resident)} pages of 4 KiB present, {len(tables.where)} tables"
     )
     for note in captured.notes:
         typer.echo(f"note: {note}")

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _BACKENDS = ("auto", *BACKENDS)
 
+OUT_HELP = "Also write the runs to a file: .parquet or .npy; .json takes the summary."
+
 
 def walk(
     snapshot: Annotated[Path | None, typer.Argument(help=SNAPSHOT_HELP)] = None,
@@ -59,13 +61,20 @@ def walk(
         typer.Option(parser=one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks."),
     ] = "auto",
     stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=OUT_HELP)] = None,
+    words: Annotated[bool, typer.Option("--words", help="Write a word for each page to --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Walk the page tables of a live process, a dump or a snapshot as hmm_range_fault() does."""
     from rich.console import Console
 
-    from gpuhmm.process import prepare, summarize
+    from gpuhmm.process import prepare, summary_of, walk_process
+    from gpuhmm.results.files import check_suffix, run_table, word_table_of_runs, write_results
 
+    if out is not None:
+        check_suffix(out)
+    elif words:
+        raise typer.BadParameter("--words belongs to --out")
     source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop)
     messages = Console(stderr=True)
     capture = source.read(messages)
@@ -74,7 +83,13 @@ def walk(
     # A snapshot is over before a spinner turns, which would only hold it up.
     faulting = messages.status("faulting, on the copy") if request != "none" else contextlib.nullcontext()
     with faulting:
-        summary = summarize(capture, request=request, backend=prepared, stopped=stop)
+        walked = walk_process(capture, request=request, backend=prepared)
+        summary = summary_of(capture, walked, stopped=stop)
+    if out is not None:
+        names = [mapping.name for mapping in capture.mappings]
+        found = [mapping.runs for mapping in walked.mappings]
+        table = word_table_of_runs(found) if words else run_table(found)
+        write_results(out, table, summary=dataclasses.asdict(summary), names=names)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(summary), indent=1))
     else:

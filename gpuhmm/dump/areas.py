@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gpuhmm.dump.raw_tables import RawTables
 from gpuhmm.tables import Words
 from gpuhmm.translation.runs import MAPPING_NX, MAPPING_PROTNONE, MAPPING_WRITE
-from gpuhmm.translation.slots import Part, parts, upper_flags
+from gpuhmm.translation.slots import Part, parts, upper_flags, user_limit
 from gpuhmm.vma import VM_EXEC, VM_HUGETLB, VM_READ, VM_WRITE, Vma
 from gpuhmm.x86 import KNL_ERRATUM_MASK, PAGE_PRESENT, PAGE_PROTNONE, U64
 
@@ -30,11 +30,11 @@ def areas_of(tables: RawTables) -> list[Vma]:
     An area can be read, written if any of its entries allows it, executed if any does.  PROTNONE
     entries make areas without access.  An entry that is neither present nor none counts as readable.
     Pages of 1 GiB, which no area of small pages can have, make hugetlb areas.  ValueError for more
-    than MAX_AREAS.
+    than MAX_AREAS, and for tables that point to each other so often that no process has them.
     """
     half = 1 << (11 + 9 * tables.levels)
     held: _Stretches = np.empty((0, 4), dtype=np.uint64)
-    for part in parts(tables, 0, half):
+    for part in parts(tables, 0, half, max_tables=user_limit(tables)):
         held = _joined(np.concatenate((held, *_part_stretches(tables, part))))
         if len(held) > MAX_AREAS:
             raise ValueError(f"the entries make more than {MAX_AREAS} areas: give the VMAs")

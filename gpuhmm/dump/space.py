@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuhmm.dump.areas import areas_of
-from gpuhmm.dump.raw_tables import RawTables
+from gpuhmm.dump.raw_tables import FAULT_MISSING, RawTables
 from gpuhmm.profile import KernelProfile, kernel_profile
 from gpuhmm.space import NO_PFN, AddressSpace
 from gpuhmm.tables import NO_CHILD, Words
@@ -85,12 +85,14 @@ def _tree(tables: RawTables, profile: KernelProfile) -> tuple[Words, Words, int]
     made = _Unknown(pfns, profile)
     for level in range(tables.levels, 1, -1):
         rows = np.flatnonzero(tables.upper_levels == level)
+        rows = rows[np.isin(rows, first)]  # of a table at two levels only the first row is kept
         child = tables.child[rows]
         place, slots = np.nonzero(child != NO_CHILD)
         child_row = child[place, slots].astype(np.intp) + (len(upper) if level == 2 else 0)
         home = levels[first[np.searchsorted(pfns, every[child_row])]]
         wrong = home != level - 1
-        missing = tables.faults[(tables.faults["level"] == level) & (tables.faults["kind"] == 1)]
+        faults = tables.faults
+        missing = faults[(faults["kind"] == FAULT_MISSING) & np.isin(faults["row"], rows)]
         at_rows = np.concatenate((rows[place[wrong]], missing["row"].astype(np.intp)))
         at_slots = np.concatenate((slots[wrong], missing["slot"].astype(np.intp)))
         unknown += len(at_rows)

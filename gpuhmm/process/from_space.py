@@ -14,7 +14,7 @@ from gpuhmm.process.identity import Identity
 from gpuhmm.process.maps import Mapping
 from gpuhmm.space import AddressSpace
 from gpuhmm.translation import mappings
-from gpuhmm.translation.slots import parts
+from gpuhmm.translation.slots import parts, user_limit
 from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma
 from gpuhmm.x86 import KNL_ERRATUM_MASK, PAGE_PRESENT, PAGE_PROTNONE
 
@@ -104,7 +104,8 @@ def mapping_of(vma: Vma) -> Mapping:
 def _resident(space: AddressSpace, inside: Sequence[Mapping]) -> list[int]:
     """Return how many pages of each mapping have a page behind them."""
     half = 1 << (11 + 9 * space.levels)
-    runs = mappings(space, 0, half, split_by="address", backend="cpu")
+    limit = user_limit(space.page_tables)
+    runs = mappings(space, 0, half, split_by="address", backend="cpu", max_tables=limit)
     before = np.concatenate(([0], np.cumsum(runs["npages"].astype(np.int64))))
 
     def below(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -127,7 +128,7 @@ def _windows(
     """Return the windows of 2 MiB that hold anything, and those with entries that are not present."""
     tables = space.page_tables
     found, with_swap = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for part in parts(tables, start, end):
+    for part in parts(tables, start, end, max_tables=user_limit(tables)):
         for at in range(0, len(part.rows), _LEAF_BATCH):
             chosen = slice(at, at + _LEAF_BATCH)
             entries = tables.leaf[part.rows[chosen].astype(np.intp)]

@@ -100,7 +100,11 @@ def summarize(
 
     ``stopped`` tells whether the process was, while it was read.
     """
-    walk = walk_process(capture, request=request, backend=backend)
+    return summary_of(capture, walk_process(capture, request=request, backend=backend), stopped=stopped)
+
+
+def summary_of(capture: ProcessCapture, walk: ProcessWalk, *, stopped: bool = False) -> ProcessSummary:
+    """Return what is to be said about a capture that was walked."""
     mappings = [
         _mapping(capture, mapping, resident, walked)
         for mapping, resident, walked in zip(capture.mappings, capture.resident, walk.mappings, strict=True)
@@ -113,8 +117,8 @@ def summarize(
         profile=capture.space.kernel.name,
         start=capture.start,
         end=capture.end,
-        request=request,
-        faults_modelled=request != "none",
+        request=walk.request,
+        faults_modelled=walk.request != "none",
         stopped=stopped,
         changed=capture.changed,
         pfns="real" if capture.pfns_real else "numbered",

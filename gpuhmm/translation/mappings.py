@@ -36,18 +36,20 @@ def mappings(
     split_by: str = "permissions",
     backend: str = "auto",
     max_runs: int = 1 << 28,
+    max_tables: int = 1 << 24,
 ) -> npt.NDArray[np.void]:
     """Return what ``source`` maps in ``[start, end)`` as maximal runs by address, ``MAPPING_DTYPE``[n].
 
     ``source`` is as in :func:`gpuhmm.translate`; the addresses are canonical, ``end`` up to 2^64.  Runs end
     where virtual or physical addresses skip, where PROTNONE begins or ends, and with ``split_by`` of
     ``permissions`` also where write, user or no-execute changes (the bits of all levels together); with
-    ``address`` the flags are those of a run's first page.  ValueError for more than ``max_runs``;
-    :func:`iter_mappings` has no such limit.
+    ``address`` the flags are those of a run's first page.  ValueError for more than ``max_runs``, and
+    where tables that point to each other count more than ``max_tables``; :func:`iter_mappings` has no
+    such limits.
     """
     found = []
     count = 0
-    for runs in iter_mappings(source, start, end, split_by=split_by, backend=backend):
+    for runs in _found(source, start, end, split_by, backend, max_tables):
         count += len(runs)
         if count > max_runs:
             raise ValueError(
@@ -62,6 +64,12 @@ def iter_mappings(
     source: Any, start: int = 0, end: int = 1 << 64, *, split_by: str = "permissions", backend: str = "auto"
 ) -> Iterator[npt.NDArray[np.void]]:
     """Yield the runs of :func:`mappings` in arrays of bounded size, by address."""
+    yield from _found(source, start, end, split_by, backend, None)
+
+
+def _found(
+    source: Any, start: int, end: int, split_by: str, backend: str, max_tables: int | None
+) -> Iterator[npt.NDArray[np.void]]:
     tables = tables_of(source)
     if split_by not in _SPLIT_BY:
         raise ValueError(f"split_by must be one of {', '.join(_SPLIT_BY)} (got {split_by!r})")
@@ -74,7 +82,7 @@ def iter_mappings(
     held = np.empty((0, 4), dtype=np.uint64)  # the last run so far: the next part may continue it
     bits = _SPLIT_BY[split_by]
     for low, high in _halves(tables, start, end):
-        for part in parts(tables, low, high):
+        for part in parts(tables, low, high, max_tables=max_tables):
             runs = _joined(np.concatenate((held, _runs(module, tables, part, bits))), bits)
             held = runs[-1:]
             if len(runs) > 1:

@@ -24,8 +24,8 @@ from gpuhmm.x86 import (
     level_shift,
 )
 
-#: Tables of level 2 that one part holds: up to 32,768 leaf tables, 16 million pages.
-_PART = 64
+#: Tables of level 2 that one part holds: up to 8,192 leaf tables, 4 million pages.
+_PART = 16
 
 _LARGE_MASKS = {2: PMD_PFN_MASK, 3: PUD_PFN_MASK}
 
@@ -50,56 +50,71 @@ class Part:
     others: Words
 
 
-def parts(tables: Tables, start: int, end: int) -> Iterator[Part]:
+def parts(tables: Tables, start: int, end: int, *, max_tables: int | None = None) -> Iterator[Part]:
     """Yield what maps anything in ``[start, end)``, low addresses first.
 
     Both are addresses below 2^48 or 2^57, without the bits that canonical ones repeat; what lies across a
-    border is yielded whole.
+    border is yielded whole.  A table counts each time that it maps something.  ValueError after
+    ``max_tables``: few tables that point to each other map more than anybody can look at.
     """
-    top = np.zeros(1, dtype=np.uint64)
-    yield from _expand(tables, tables.levels, top, top, np.full(1, _ALL_GRANTED), start, end)
+    yield from _Expansion(tables, start, end, max_tables).of_top()
 
 
-def _expand(
-    tables: Tables, level: int, rows: Words, vas: Words, above: Words, start: int, end: int
-) -> Iterator[Part]:
-    """Yield the parts below tables of ``level`` in ``rows``, which cover ``vas`` by address."""
-    if level == 3:
-        yield from _small_parts(tables, rows, vas, above, start, end)
-        return
-    for row, va, flags in zip(rows, vas, above, strict=True):
-        below = _entries(tables, level, row[None], va[None], flags[None], start, end)
-        if len(below.others):
-            none = np.empty(0, dtype=np.uint64)
-            yield Part(none, none, none, none.reshape(0, 4), below.others)
-        yield from _expand(tables, level - 1, below.rows, below.vas, below.above, start, end)
+def user_limit(tables: Tables) -> int:
+    """Return more tables than a process ever has in its user half: each of them counts 16 times."""
+    return (1 << 16) + 16 * (len(tables.upper) + len(tables.leaf))
 
 
-def _small_parts(
-    tables: Tables, rows: Words, vas: Words, above: Words, start: int, end: int
-) -> Iterator[Part]:
-    """Yield the parts below tables of level 3, cut after at most ``_PART`` tables of level 2."""
-    for row, va, flags in zip(rows, vas, above, strict=True):
-        middle = _entries(tables, 3, row[None], va[None], flags[None], start, end)
+class _Expansion:
+    """One walk through all tables, and how many it came by."""
+
+    def __init__(self, tables: Tables, start: int, end: int, max_tables: int | None) -> None:
+        self.tables = tables
+        self.start = start
+        self.end = end
+        self.max_tables = max_tables
+        self.seen = 0
+
+    def of_top(self) -> Iterator[Part]:
+        """Yield all parts."""
+        top = np.zeros(1, dtype=np.uint64)
+        yield from self._below(self.tables.levels, top, top, np.full(1, _ALL_GRANTED))
+
+    def _below(self, level: int, rows: Words, vas: Words, above: Words) -> Iterator[Part]:
+        """Yield the parts below tables of ``level`` in ``rows``, which cover ``vas`` by address."""
+        for row, va, flags in zip(rows, vas, above, strict=True):
+            below = self._entries(level, row[None], va[None], flags[None])
+            if level == 3:
+                yield from self._small(below)
+                continue
+            if len(below.others):
+                none = np.empty(0, dtype=np.uint64)
+                yield Part(none, none, none, none.reshape(0, 4), below.others)
+            yield from self._below(level - 1, below.rows, below.vas, below.above)
+
+    def _small(self, middle: Part) -> Iterator[Part]:
+        """Yield the parts below entries of level 3, cut after at most ``_PART`` tables of level 2."""
         cuts = [*range(0, len(middle.rows), _PART), len(middle.rows)] if len(middle.rows) else [0, 0]
         low = 0
         for first, past in pairwise(cuts):
-            below = _entries(
-                tables,
-                2,
-                middle.rows[first:past],
-                middle.vas[first:past],
-                middle.above[first:past],
-                start,
-                end,
-            )
+            chosen = slice(first, past)
+            below = self._entries(2, middle.rows[chosen], middle.vas[chosen], middle.above[chosen])
             # The large pages of level 3 up to the next part's first table belong to this one.
             high = int(middle.vas[past]) if past < len(middle.rows) else 1 << 63
-            beside = _between(middle.large, low, high)
-            large = np.concatenate((beside, below.large))
+            large = np.concatenate((_between(middle.large, low, high), below.large))
             others = np.concatenate((_between(middle.others, low, high), below.others))
             low = high
             yield Part(below.rows, below.vas, below.above, _sorted(large), _sorted(others))
+
+    def _entries(self, level: int, rows: Words, vas: Words, above: Words) -> Part:
+        found = _entries(self.tables, level, rows, vas, above, self.start, self.end)
+        self.seen += len(found.rows)
+        if self.max_tables is not None and self.seen > self.max_tables:
+            raise ValueError(
+                f"the tables point to each other so often that they map more than {self.max_tables} tables' "
+                "worth of memory: look at a part of the addresses"
+            )
+        return found
 
 
 def _between(table: Words, low: int, high: int) -> Words:

@@ -20,10 +20,14 @@ KERNELS = {
 from gpuhmm.kernels import cuda as cuda_backend
 from gpuhmm.kernels import cuda_runs, device_tables
 from gpuhmm.translation import cuda as translation
+from gpuhmm.watch import cuda as watch
+
+KERNELS = {
     **cuda_backend.KERNELS,
     **cuda_runs.KERNELS,
     **device_tables.KERNELS,
     **translation.KERNELS,
+    **watch.KERNELS,
 }
 
 

@@ -2,16 +2,15 @@
 
 import builtins
 import json
-import os
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from guest import CR3, guest, write_image
+from typer.testing import CliRunner
 
 import gpuhmm
+from gpuhmm.cli import app
 from gpuhmm.results import device_columns, read_results, whole_file, write_results
 from gpuhmm.results.files import run_table, word_table, word_table_of_runs
 from gpuhmm.runs import RUN_DTYPE, runs_of_words
@@ -117,6 +116,7 @@ def test_device_columns_need_a_device(words, monkeypatch):
 
 def test_the_command_writes_what_it_walked(tmp_path):
     image = write_image(guest(), tmp_path / "memory.raw")
+    dump = ["walk", "--dump", str(image), "--cr3", hex(CR3), "--backend", "cpu"]
     seen = {}
     for name, more in (
         ("runs.npy", []),
@@ -124,12 +124,11 @@ def test_the_command_writes_what_it_walked(tmp_path):
         ("runs.parquet", []),
         ("sum.json", ["--json"]),
     ):
-        command = [sys.executable, "-c", "from gpuhmm.cli import main; main()", "walk", "--dump", str(image)]
-        command += ["--cr3", hex(CR3), "--backend", "cpu", "--out", str(tmp_path / name), *more]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
-        assert ran.returncode == 0, ran.stderr
+        ran = CliRunner().invoke(app, [*dump, "--out", str(tmp_path / name), *more])
+        assert ran.exit_code == 0, ran.output
         seen[name] = ran.stdout
     runs = read_results(tmp_path / "runs.npy")
     assert np.array_equal(runs, read_results(tmp_path / "runs.parquet"))
     assert len(read_results(tmp_path / "words.npy")) == runs["npages"].sum()
     assert json.loads((tmp_path / "sum.json").read_text()) == json.loads(seen["sum.json"])
+    assert CliRunner().invoke(app, [*dump, "--words"]).exit_code == 2

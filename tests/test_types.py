@@ -17,7 +17,9 @@ from gpuhmm.shared import CONTRACTS, register
 
 # Every module that shared functions are in, and the kernels that bring their own.
 for module in pkgutil.walk_packages(gpuhmm.__path__, "gpuhmm."):
-    if module.name.startswith(("gpuhmm.walk.", "gpuhmm.kernels.", "gpuhmm.translation.")) or module.name in (
+    if module.name.startswith(
+        ("gpuhmm.walk.", "gpuhmm.kernels.", "gpuhmm.translation.", "gpuhmm.watch.")
+    ) or module.name in (
         "gpuhmm.x86",
         "gpuhmm.hmm",
     ):

@@ -15,6 +15,7 @@ import gpuhmm
 from gpuhmm.cli.bench import bench
 from gpuhmm.cli.capture import capture
 from gpuhmm.cli.info import info
+from gpuhmm.cli.map import draw_map
 from gpuhmm.cli.verify import verify
 from gpuhmm.cli.walk import walk
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(walk)
 app.command()(capture)
 app.command()(info)
+app.command("map")(draw_map)
 app.command()(verify)
 app.command()(bench)
 

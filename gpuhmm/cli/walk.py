@@ -26,6 +26,7 @@ from gpuhmm.cli.source import (
     STOP_HELP,
     Source,
 )
+from gpuhmm.cli.watch import watch
 from gpuhmm.driver import REQUESTS
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ def walk(
         typer.Option(parser=one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks."),
     ] = "auto",
     stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
+    watching: Annotated[
+        float | None,
+        typer.Option(
+            "--watch", min=0, metavar="SECONDS", help="Say what changed, once in that many seconds."
+        ),
+    ] = None,
+    times: Annotated[int | None, typer.Option(min=1, help="End --watch after that many intervals.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=OUT_HELP)] = None,
     words: Annotated[bool, typer.Option("--words", help="Write a word for each page to --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -76,6 +84,13 @@ def walk(
     elif words:
         raise typer.BadParameter("--words belongs to --out")
     source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop)
+    if watching is not None:
+        if out is not None or request != "none":
+            raise typer.BadParameter("--watch goes with neither --out nor --request")
+        watch(source, watching, times, backend, as_json)
+        return
+    if times is not None:
+        raise typer.BadParameter("--times belongs to --watch")
     messages = Console(stderr=True)
     capture = source.read(messages)
     with messages.status("preparing the back end (its first run compiles it, some 15 s)"):

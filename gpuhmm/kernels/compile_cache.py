@@ -34,7 +34,6 @@ _NEVER_COMPILED = (
     "process",
     "results",
     "snapshot",
-    "watch",
 )
 #: Compiled code of other versions is kept for that long, in seconds.
 _KEPT = 14 * 24 * 3600

@@ -161,7 +161,7 @@ def table_runs(tables: Tables, rows: Words, vas: Words, above: Words, split_by: 
 
 
 def _addresses(vas: Any, levels: int, arrays: tuple[Any, Any, Any], out: Any) -> None:
-    sent = cuda.to_device(vas) if isinstance(vas, np.ndarray) else cuda.as_cuda_array(vas)
+    sent = cuda.to_device(vas) if isinstance(vas, np.ndarray) else _numba_array(vas)
     addresses_kernel[-(-len(vas) // THREADS), THREADS](sent, U64(levels), *arrays, out)
 
 
@@ -172,4 +172,9 @@ def _to(words: Any, write: Any) -> None:
         write(buffer)
         buffer.copy_to_host(words)
     else:
-        write(cuda.as_cuda_array(words))
+        write(_numba_array(words))
+
+
+def _numba_array(array: Any) -> Any:
+    """Return a device array as one of numba, whoever made it."""
+    return array if hasattr(array, "copy_to_host") else cuda.as_cuda_array(array)

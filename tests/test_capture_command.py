@@ -1,0 +1,154 @@
+"""``gpuhmm capture``, ``info`` and ``walk`` of what they wrote, as their users call them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from guest import CR3, guest, write_image
+from known_process import known_process
+from table_images import LEAF, TableImage, elf_core
+from typer.testing import CliRunner
+
+import gpuhmm
+from gpuhmm.cli import app
+from gpuhmm.snapshot import is_snapshot, load_snapshot
+
+
+def run(*arguments):
+    ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    return ran.output
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return write_image(guest(), tmp_path_factory.mktemp("guest") / "memory.raw")
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Return the recorded areas as a file in the form of /proc/PID/maps."""
+    path = tmp_path / "maps"
+    lines = []
+    for vma in guest().vmas:
+        perms = "".join(
+            letter if vma.flags & bit else "-" for letter, bit in zip("rwx", (1, 2, 4), strict=True)
+        )
+        lines.append(f"{vma.start:x}-{vma.end:x} {perms}{'s' if vma.flags & 8 else 'p'} 00000000 00:00 0\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def walked(*arguments):
+    """Return the counts of a walk, and what it calls itself."""
+    said = json.loads(run("walk", *arguments, "--backend", "cpu", "--json"))
+    return said["total"], said["source"]
+
+
+def test_a_dump_and_its_snapshot_walk_alike(image, maps, tmp_path):
+    dump = ["--dump", image, "--cr3", hex(CR3), "--maps", maps]
+    said = run("capture", *dump, "-o", tmp_path / "saved")
+    assert "287 mappings" in said
+    direct, source = walked(*dump)
+    assert source == f"CR3 {CR3:#x} of {image}"
+    assert direct["present"] > 20_000
+    again, source = walked(tmp_path / "saved")
+    assert again == direct
+    assert f"{CR3:#x}" in source
+    part = ["--start", "0x10033ff0000", "--end", "0x1004fa02000"]
+    assert walked(*dump, *part)[0] == walked(tmp_path / "saved", *part)[0]
+    assert "walked as v6.1 does" in run("walk", tmp_path / "saved", "--backend", "cpu")
+
+
+def test_info_of_a_snapshot_and_of_a_dump(image, tmp_path):
+    run("capture", "--dump", image, "--cr3", hex(CR3), "-o", tmp_path / "saved")
+    said = json.loads(run("info", tmp_path / "saved", "--json"))
+    assert (said["cr3"], said["tables"], said["checksums"]) == (hex(CR3), 177, "all fit")
+    assert said["origin"]["kind"] == "dump"
+    assert "checksums: not checked" in run("info", tmp_path / "saved", "--no-verify")
+    said = json.loads(run("info", image, "--json"))
+    assert [root["cr3"] for root in said["cr3_candidates"]] == [hex(CR3)]
+    assert f"cr3 {CR3:#x}, levels 4, user_entries 4" in run("info", image)
+
+
+def test_without_cr3_each_candidate_is_captured(tmp_path):
+    image = TableImage(64)
+    image.set((1 << 64) - (1 << 31), 1, 5 << 12 | LEAF)
+    image.set(0x1000, 1, 6 << 12 | LEAF)
+    (tmp_path / "one").write_bytes(image.bytes())
+    run("capture", "--dump", tmp_path / "one", "-o", tmp_path / "saved")
+    assert load_snapshot(tmp_path / "saved").space.root_pfn == 1
+    image.data[40] = image.data[1]
+    image.data[41, 511] = image.data[1, 511]  # no user half
+    (tmp_path / "two").write_bytes(image.bytes())
+    run("capture", "--dump", tmp_path / "two", "-o", tmp_path / "several")
+    assert sorted(path.name for path in (tmp_path / "several").iterdir()) == ["cr3-0x1000", "cr3-0x28000"]
+    (tmp_path / "elf").write_bytes(elf_core([(0, image.bytes())], [40 << 12]))
+    run("capture", "--dump", tmp_path / "elf", "-o", tmp_path / "of notes")
+    assert load_snapshot(tmp_path / "of notes").space.root_pfn == 40
+    (tmp_path / "none").write_bytes(bytes(1 << 16))
+    failed = CliRunner().invoke(app, ["capture", "--dump", str(tmp_path / "none"), "-o", str(tmp_path / "x")])
+    assert "no top table" in str(failed.exception)
+
+
+def test_live_processes_and_several_of_them(tmp_path):
+    with known_process(tmp_path) as child:
+        run("capture", "--pid", child.pid, "-o", tmp_path / "one", "--stop")
+        live, _ = walked("--pid", child.pid)
+        run("capture", "--pid", child.pid, "--pid", os.getpid(), "-o", tmp_path / "several")
+    saved, source = walked(tmp_path / "one")
+    assert saved == live
+    assert source == f"snapshot {tmp_path / 'one'}"
+    for pid in (child.pid, os.getpid()):
+        assert is_snapshot(tmp_path / "several" / f"pid-{pid}")
+    before, after = load_snapshot(tmp_path / "one"), load_snapshot(tmp_path / "several" / f"pid-{child.pid}")
+    for one, other in zip(before.space.tables(), after.space.tables(), strict=True):
+        assert (one == other).all()
+
+
+def test_a_snapshot_is_replaced_only_on_demand(image, tmp_path):
+    command = ["capture", "--dump", image, "--cr3", hex(CR3), "-o", tmp_path / "saved"]
+    run(*command)
+    failed = CliRunner().invoke(app, [str(word) for word in command])
+    assert isinstance(failed.exception, FileExistsError)
+    run(*command, "--force")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["walk", "--pid", "1", "--dump", "x"],
+        ["walk", "somewhere", "--pid", "1"],
+        ["walk", "--cr3", "0x1000"],
+        ["walk", "--dump", "x", "--stop"],
+        ["walk", "--cr3", "abc", "--dump", "x"],
+        ["capture", "--pid", "1", "--dump", "x", "-o", "y"],
+        ["capture", "--levels", "5", "-o", "y"],
+    ],
+)
+def test_options_that_do_not_go_together(options):
+    assert CliRunner().invoke(app, options).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["walk", "nothing"], "must be the folder of a snapshot"),
+        (["walk", "--dump", "nothing", "--cr3", "0x1000"], "No such file"),
+        (["info", "nothing"], "No such file"),
+    ],
+)
+def test_messages_are_one_line(options, message, tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", "from gpuhmm.cli import main; main()", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(gpuhmm.__file__))},
+    )
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1

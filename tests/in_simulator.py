@@ -1,7 +1,7 @@
 """What ``test_simulator.py`` runs with NUMBA_ENABLE_CUDASIM=1: the CUDA entry points as plain Python."""
 
-import json
 import importlib
+import json
 import random
 
 import numpy as np
@@ -13,8 +13,8 @@ from numba.core import config
 from recorded import CASES, difference_from_record
 from runs_against_words import runs_and_words
 from spaces import BASE, RW, anonymous, ask, words
-from typer.testing import CliRunner
 from table_images import interesting_addresses, random_image
+from typer.testing import CliRunner
 
 import gpuhmm
 from gpuhmm.check import vectors
@@ -22,6 +22,8 @@ from gpuhmm.check.difference import differences
 from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
 from gpuhmm.cli import app
+from gpuhmm.dump import load_tables
+from gpuhmm.image import ReaderSource
 from gpuhmm.kernels.cuda import CudaResolver
 from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.kernels.paths import PATHS
@@ -31,6 +33,7 @@ from gpuhmm.physical import ReaderMemory
 from gpuhmm.image import ReaderSource
 from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.translation import mappings, translate, translate_range
+from gpuhmm.x86 import encode_swap
 
 MAX_PAGES = 256
 MAX_EVENTS = 1200

@@ -12,22 +12,13 @@ from cuda_compiler import compile_ptx  # noqa: F401
 
 from gpuhmm.bench import cuda_cpp
 from gpuhmm.kernels import cuda_batch, cuda_resolve, cuda_runs, cuda_stream, device_tables
-
-KERNELS = {
-    kernel: types
-    for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables)
-    for kernel, types in module.KERNELS.items()
-from gpuhmm.kernels import cuda as cuda_backend
-from gpuhmm.kernels import cuda_runs, device_tables
 from gpuhmm.translation import cuda as translation
 from gpuhmm.watch import cuda as watch
 
 KERNELS = {
-    **cuda_backend.KERNELS,
-    **cuda_runs.KERNELS,
-    **device_tables.KERNELS,
-    **translation.KERNELS,
-    **watch.KERNELS,
+    kernel: types
+    for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables, translation, watch)
+    for kernel, types in module.KERNELS.items()
 }
 
 

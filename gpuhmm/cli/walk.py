@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhmm.backends import BACKENDS
-from gpuhmm.cli.tables import print_table, width_of
 from gpuhmm.cli.parameters import address, number, one_of
 from gpuhmm.cli.source import (
     CR3_HELP,
@@ -26,6 +25,7 @@ from gpuhmm.cli.source import (
     STOP_HELP,
     Source,
 )
+from gpuhmm.cli.tables import print_table, width_of
 from gpuhmm.cli.watch import watch
 from gpuhmm.driver import REQUESTS
 

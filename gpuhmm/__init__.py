@@ -33,6 +33,7 @@ from gpuhmm.profile import PROFILES, KernelProfile
 from gpuhmm.ranges import HmmRange, RangeStats
 from gpuhmm.runs import HmmRuns, expand_runs, runs_of_words
 from gpuhmm.space import AddressSpace
+from gpuhmm.translation import Translation, mappings, translate, translate_range
 from gpuhmm.vma import Vma
 
 __version__ = "0.1.0"
@@ -65,15 +66,19 @@ __all__ = [
     "MirroredRuns",
     "MmuIntervalNotifier",
     "RangeStats",
+    "Translation",
     "Vma",
     "expand_runs",
     "hmm_pfn_to_order",
     "hmm_range_fault",
     "hmm_range_fault_batch",
     "hmm_range_fault_runs",
+    "mappings",
     "range_fault",
     "range_fault_pieces",
     "range_runs",
     "resolve_backend",
     "runs_of_words",
+    "translate",
+    "translate_range",
 ]

@@ -96,11 +96,11 @@ def _save(source: Source, out: Path, force: bool, messages: Console) -> ProcessC
     from gpuhmm.snapshot import save_snapshot
 
     captured = source.read(messages)
-    written = save_snapshot(out, captured, overwrite=force)
+    save_snapshot(out, captured, overwrite=force)
     tables = captured.space.page_tables
     what = captured.source or f"pid {captured.identity.pid} ({captured.identity.command})"
     typer.echo(
-        f"{written}: {what}, {len(captured.mappings)} mappings, "
+        f"{out}: {what}, {len(captured.mappings)} mappings, "
         f"{sum(captured.resident)} pages of 4 KiB present, {len(tables.where)} tables"
     )
     for note in captured.notes:

@@ -27,11 +27,6 @@ from gpuhmm.image import ReaderSource
 from gpuhmm.kernels.cuda import CudaResolver
 from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.kernels.paths import PATHS
-from gpuhmm.x86 import encode_swap
-from gpuhmm.dump import load_tables
-from gpuhmm.physical import ReaderMemory
-from gpuhmm.image import ReaderSource
-from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.translation import mappings, translate, translate_range
 from gpuhmm.x86 import encode_swap
 

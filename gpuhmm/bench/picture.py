@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from gpuhmm.bench.timing import Row
+from gpuhmm.whole_file import whole_file
 
 #: The workload that is drawn: what all walkers can do.
 DRAWN = "dense-4k"
@@ -38,12 +37,5 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    try:
-        figure.savefig(beside, dpi=150)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=150, format=path.suffix[1:])

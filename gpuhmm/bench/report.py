@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,6 +15,7 @@ from pathlib import Path
 import gpuhmm
 from gpuhmm.backends import BackendInfo
 from gpuhmm.bench.timing import Row
+from gpuhmm.whole_file import whole_file
 
 _PACKAGES = ("numpy", "numba", "numba-cuda", "llvmlite")
 
@@ -44,6 +44,7 @@ def report(backends: list[BackendInfo], rows: list[Row]) -> BenchReport:
         machine={
             "kernel": platform.release(),
             "cpus": len(os.sched_getaffinity(0)),
+            "omp_proc_bind": os.environ.get("OMP_PROC_BIND", ""),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
         versions=versions,
@@ -55,15 +56,8 @@ def report(backends: list[BackendInfo], rows: list[Row]) -> BenchReport:
 def write_json(made: BenchReport, path: Path) -> None:
     """Write a report beside ``path`` and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(as_json(made))
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    with whole_file(path) as beside:
+        beside.write_text(as_json(made))
 
 
 def as_json(made: BenchReport) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ import numpy.typing as npt
 from gpuhmm.check.case import Case, Outcome
 from gpuhmm.profile import PROFILES
 from gpuhmm.tables import Words
+from gpuhmm.whole_file import whole_file
 
 #: Ragged arrays and their columns (0: one value a row); rows offsets[i] to offsets[i + 1] are case i's.
 _RAGGED = {
@@ -150,21 +148,9 @@ def save(path: Path, cases: Sequence[Case]) -> None:
         rows = [_ragged(case, name) for case in cases]
         arrays[name] = np.concatenate(rows)
         arrays[f"{name}_offsets"] = np.cumsum([0, *(len(part) for part in rows)])
-    _write(path, arrays)
-
-
-def _write(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-        raise
+    with whole_file(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _scalars(category: int, case: Case) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ def bench(
     Each round times a call and then its baseline; a ratio of 1 is the speed of memory.  Sizes that do
     not fit in the memory that is free are left out, and said so.
     """
+    # Two threads on one processor would measure nothing; OpenMP reads this when its threads start.
+    os.environ.setdefault("OMP_PROC_BIND", "spread")
     from gpuhmm.backends import resolve_backend
     from gpuhmm.bench.picture import DRAWN, draw
     from gpuhmm.bench.report import as_json as to_json

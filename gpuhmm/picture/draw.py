@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuhmm.picture.strips import STATES, Strip
 from gpuhmm.process.maps import Mapping
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.whole_file import whole_file
 
 PICTURE_SUFFIXES = (".png", ".svg")
 

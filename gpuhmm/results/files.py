@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.results import parquet
-from gpuhmm.results.whole_file import whole_file
 from gpuhmm.runs import RUN_DTYPE, expand_runs
+from gpuhmm.whole_file import whole_file
 
 #: What can be written, and what each suffix means.
 SUFFIXES = {

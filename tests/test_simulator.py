@@ -9,7 +9,8 @@ from pathlib import Path
 def test_cuda_entry_points_in_the_simulator():
     # A process of its own: numba decides when it is imported whether it simulates.
     tests = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests / "in_simulator.py")]
+    files = map(str, sorted(tests.glob("in_simulator*.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     done = subprocess.run(
         command, cwd=tests.parent, env=environment, capture_output=True, text=True, check=False

@@ -46,7 +46,10 @@ def save_snapshot(
         space = source.space
     parts["space"], of_space = space_parts(space)
     arrays.update(of_space)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise OSError(error.errno, f"{target} cannot be written: {error.strerror}") from None
     try:
         _write(partial, parts, arrays)
         partial.chmod(0o777 & ~_umask())

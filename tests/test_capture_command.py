@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import gpuhmm
 from gpuhmm.cli import app
+from gpuhmm.process import stopped
 from gpuhmm.snapshot import is_snapshot, load_snapshot
 
 
@@ -94,7 +95,8 @@ def test_without_cr3_each_candidate_is_captured(tmp_path):
 
 
 def test_live_processes_and_several_of_them(tmp_path):
-    with known_process(tmp_path) as child:
+    # Stopped: it may still be on its way to where it waits.
+    with known_process(tmp_path) as child, stopped(child.pid):
         run("capture", "--pid", child.pid, "-o", tmp_path / "one", "--stop")
         live, _ = walked("--pid", child.pid)
         run("capture", "--pid", child.pid, "--pid", os.getpid(), "-o", tmp_path / "several")

@@ -5,7 +5,7 @@ import pytest
 from known_process import PAGE, known_process, pagemap_word, pfn, present
 from test_process import needs_pfns, pool_of_huge_pages
 
-from gpuhmm.process import read_process
+from gpuhmm.process import read_process, stopped
 from gpuhmm.snapshot import load_snapshot, save_snapshot
 from gpuhmm.translation import mappings, translate_range
 
@@ -14,7 +14,7 @@ from gpuhmm.translation import mappings, translate_range
 def live(tmp_path_factory):
     """Return a child with known memory, its capture, and the space of a snapshot of that."""
     folder = tmp_path_factory.mktemp("child")
-    with pool_of_huge_pages(2) as pool, known_process(folder, pool) as child:
+    with pool_of_huge_pages(2) as pool, known_process(folder, pool) as child, stopped(child.pid):
         capture = read_process(child.pid)
         save_snapshot(folder / "saved", capture)
         yield child, capture, load_snapshot(folder / "saved").space

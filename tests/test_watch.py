@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import gpuhmm
 from gpuhmm.cli import app
-from gpuhmm.process import read_process
+from gpuhmm.process import read_process, stopped
 from gpuhmm.process.from_space import capture_of_space, mapping_of
 from gpuhmm.watch import Change, compare
 from gpuhmm.x86 import encode_swap
@@ -96,7 +96,8 @@ def test_mappings_come_and_go():
 
 
 def test_a_live_process_that_stands_still(tmp_path):
-    with known_process(tmp_path) as child:
+    # Stopped: it may still be on its way to where it waits.
+    with known_process(tmp_path) as child, stopped(child.pid):
         pair = [read_process(child.pid) for _ in range(2)]
         assert not len(compare(*pair, backend="cpu").runs)
         ran = CliRunner().invoke(

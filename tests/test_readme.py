@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^\$ gpuhmm (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+BLOCKS = "".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
+COMMANDS = re.findall(r"^\$ gpuhmm (.*?)(?:\s+#.*)?$", BLOCKS, re.MULTILINE)
 
 
 def test_there_is_something_to_run():

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gpuhmm import x86
 from gpuhmm.faults import FaultHandler
-from gpuhmm.notifier import MmuIntervalNotifier, NotifierSubscriptions
+from gpuhmm.notifier import Invalidate, MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.profile import KernelProfile, kernel_profile
 from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
 from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma, VmaList
@@ -141,11 +141,12 @@ class AddressSpace:
 
     # -- notifiers ----------------------------------------------------------------------------
 
-    def notifier(self, start: int, end: int) -> MmuIntervalNotifier:
-        """Return a new interval notifier over ``[start, end)``.  ValueError for an empty range."""
-        if not 0 <= start < end:
-            raise ValueError(f"a notifier must cover start < end (got {start:#x}, {end:#x})")
-        return MmuIntervalNotifier(self, int(start), int(end))
+    def notifier(self, start: int, end: int, invalidate: Invalidate | None = None) -> MmuIntervalNotifier:
+        """Return a new interval notifier over ``[start, end)``, with the driver's callback if it has one.
+
+        ValueError for an empty range.
+        """
+        return MmuIntervalNotifier(self, int(start), int(end), invalidate)
 
     # -- building a space from nothing --------------------------------------------------------
 

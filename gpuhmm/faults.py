@@ -39,7 +39,11 @@ VM_FAULT_ERROR = (
 
 @runtime_checkable
 class FaultHandler(Protocol):
-    """What serves the faults of a walk, called in exactly the kernel's order."""
+    """What serves the faults of a walk, called in exactly the kernel's order.
+
+    ``handle_mm_fault`` is called with ``mm.mmap_lock`` held for writing, ``migration_entry_wait`` without
+    it, so that another thread can end the migration.
+    """
 
     def handle_mm_fault(self, mm: AddressSpace, vma: Vma, va: int, flags: int) -> int:
         """Serve a fault at ``va`` (bytes, page aligned); return VM_FAULT_* bits, 0 if all went well.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gpuhmm import x86
 from gpuhmm.faults import FaultHandler
+from gpuhmm.mmap_lock import MmapLock, write_locked
 from gpuhmm.notifier import Invalidate, MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.profile import KernelProfile, kernel_profile
 from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
@@ -63,6 +64,7 @@ class AddressSpace:
         self.vmas = VmaList(vmas)
         for vma in self.vmas:
             self._check_top(vma.end)
+        self.mmap_lock = MmapLock()
         self.subscriptions = NotifierSubscriptions()
         self._faults = faults
         self._table_pfn = root_pfn
@@ -128,6 +130,7 @@ class AddressSpace:
         """Return the raw entry of ``level`` (1 PTE, 2 PMD, 3 PUD, 4, 5) over ``va``; 0 without a table."""
         return self.page_tables.entry(int(va), level)
 
+    @write_locked
     def set_entry(self, va: int, level: int, value: int) -> None:
         """Store a raw entry; one that points to an unknown table PFN adds an empty table.
 
@@ -137,7 +140,8 @@ class AddressSpace:
 
     def tables(self) -> tuple[Words, Words]:
         """Return a copy of all table pages: their PFNs, uint64[n], and entries, uint64[n, 512]."""
-        return self.page_tables.pages()
+        with self.mmap_lock.read():
+            return self.page_tables.pages()
 
     # -- notifiers ----------------------------------------------------------------------------
 
@@ -150,6 +154,7 @@ class AddressSpace:
 
     # -- building a space from nothing --------------------------------------------------------
 
+    @write_locked
     def mmap(self, start: int, end: int, flags: int = VM_READ | VM_WRITE, page_shift: int = 12) -> Vma:
         """Add a VMA over ``[start, end)`` and return it.  ValueError if it overlaps another."""
         vma = Vma(start, end, flags, page_shift)
@@ -157,6 +162,7 @@ class AddressSpace:
         self.vmas.add(vma)
         return vma
 
+    @write_locked
     def munmap(self, start: int, end: int) -> None:
         """Remove areas and clear entries in ``[start, end)``; notifiers over it are invalidated.
 
@@ -169,6 +175,7 @@ class AddressSpace:
             for level, row, slot, count, _ in pieces:
                 self._store(level, row, slot, np.zeros(count, dtype=np.uint64))
 
+    @write_locked
     def mprotect(self, start: int, end: int, prot: int) -> None:
         """Set VM_READ, VM_WRITE and VM_EXEC of ``[start, end)`` and narrow its entries accordingly.
 
@@ -185,6 +192,7 @@ class AddressSpace:
                 pool = self.page_tables.leaf if level == 1 else self.page_tables.upper
                 self._store(level, row, slot, _protected(pool[row, slot : slot + count].copy(), prot))
 
+    @write_locked
     def map_pfns(self, va: int, pfns: Words, *, level: int = 1, flags: int | None = None) -> None:
         """Map consecutive pages from ``va`` on: at 4 KiB (level 1), 2 MiB (2) or 1 GiB (3).
 
@@ -219,6 +227,7 @@ class AddressSpace:
         self._table_pfn = pfn
         return pfn
 
+    @write_locked
     def make_tables(self, va: int, level: int) -> None:
         """Make every missing table on the way to the entry of ``level`` over ``va`` (__pmd_alloc and kin)."""
         for upper in range(self.levels, level, -1):

@@ -25,6 +25,7 @@ VM_FAULT_NOPAGE = 0x100
 VM_FAULT_LOCKED = 0x200
 VM_FAULT_RETRY = 0x400
 VM_FAULT_FALLBACK = 0x800
+VM_FAULT_DONE_COW = 0x1000
 
 #: Any of these makes hmm_range_fault() return -EFAULT.
 VM_FAULT_ERROR = (
@@ -35,6 +36,11 @@ VM_FAULT_ERROR = (
     | VM_FAULT_HWPOISON_LARGE
     | VM_FAULT_FALLBACK
 )
+
+
+def vm_fault_set_hindex(index: int) -> int:
+    """Return the bits that tell the size of a poisoned hugetlb page (VM_FAULT_SET_HINDEX)."""
+    return index << 16
 
 
 @runtime_checkable

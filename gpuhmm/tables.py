@@ -54,7 +54,8 @@ class PageTables:
         self._upper = np.zeros((8, 512), dtype=np.uint64)
         self._child = np.full((8, 512), NO_CHILD, dtype=np.int32)
         self._leaf = np.zeros((8, 512), dtype=np.uint64)
-        self._counts = [0, 0]  # rows in use: leaf, upper
+        self._counts = [0, 0]  # rows up to the last one in use: leaf, upper
+        self._dropped: tuple[list[int], list[int]] = ([], [])  # rows below that are free again
         self.where: dict[int, tuple[int, int]] = {}  # PFN of a table -> its level and row
         self.unreached: dict[int, Words] = {}  # tables that were given but that nothing points to
         self._logs: list[ChangeLog] = []
@@ -165,12 +166,15 @@ class PageTables:
     def _new_table(self, pfn: int, level: int) -> int:
         """Add a table: with the content that came with it, or empty."""
         which = 0 if level == 1 else 1
-        row = self._counts[which]
-        self.reserve(leaf=row + 1) if which == 0 else self.reserve(upper=row + 1)
+        if self._dropped[which]:
+            row = self._dropped[which].pop()
+        else:
+            row = self._counts[which]
+            self.reserve(leaf=row + 1) if which == 0 else self.reserve(upper=row + 1)
+            self._counts[which] += 1
         pool = self._upper if which else self._leaf
         content = self.unreached.pop(pfn, None)
         pool[row] = 0 if content is None else content
-        self._counts[which] += 1
         self.where[pfn] = (level, row)
         for log in self._logs:
             (log.upper if which else log.leaf).add(row)
@@ -178,6 +182,28 @@ class PageTables:
             for slot in np.flatnonzero(content):
                 self._child[row, slot] = self._child_of(int(content[slot]), level)
         return row
+
+    def drop_table(self, va: int, level: int) -> int | None:
+        """Forget the table whose entries of ``level`` cover ``va``, and clear the entry that points to it.
+
+        Return its PFN, None if there is no such table.  Its entries must point to no table.  ValueError
+        for the top table.
+        """
+        if not 1 <= level < self.levels:
+            raise ValueError(f"level must be 1 to {self.levels - 1} (got {level})")
+        row = self.row(va, level)
+        if row == NO_CHILD:
+            return None
+        pfn = (self.entry(va, level + 1) & int(x86.PTE_PFN_MASK)) >> 12
+        if level > 1 and (self._child[row] != NO_CHILD).any():
+            raise ValueError(f"the level {level} table over va {va:#x} must be empty of tables to be dropped")
+        self.set_entry(va, level + 1, 0)
+        del self.where[pfn]
+        (self._leaf if level == 1 else self._upper)[row] = 0
+        self._dropped[0 if level == 1 else 1].append(row)
+        for log in self._logs:
+            (log.leaf if level == 1 else log.upper).add(row)
+        return pfn
 
     def reserve(self, leaf: int = 0, upper: int = 0) -> None:
         """Make room for that many tables, so that adding them copies nothing."""

@@ -1,0 +1,1 @@
+"""A machine's memory and what changes address spaces: see ``docs/fault-model.md``."""

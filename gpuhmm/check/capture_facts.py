@@ -1,16 +1,54 @@
 """What is taken from a capture's outcome because the page tables before the call do not show it.
 
 Every rule is a function of :class:`Given`, listed in FACTS.  It puts the fact into the page state and
-returns True if it took one from the outcome; what the tables show by themselves needs no rule.
+returns True if it took one from the outcome that the model would not have assumed by itself; what the
+tables show needs no rule (``gpuhmm.check.capture_state``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
-from gpuhmm.check.captured_call import CapturedCall
+import numpy as np
+
+from gpuhmm.check.captured_call import CapturedCall, Event
+from gpuhmm.fault.entry import (
+    DEVMAP,
+    NONE,
+    P,
+    PFN,
+    PROTNONE,
+    PSE,
+    RW,
+    SPECIAL,
+    SWP_EXCLUSIVE,
+    huge_pfn_of,
+    pfn_of,
+    swp_offset,
+    swp_pfn,
+)
+from gpuhmm.faults import (
+    FAULT_FLAG_WRITE,
+    VM_FAULT_ERROR,
+    VM_FAULT_LOCKED,
+    VM_FAULT_MAJOR,
+    VM_FAULT_SIGBUS,
+    VM_FAULT_WRITE,
+)
+from gpuhmm.hmm import HMM_PFN_FLAGS
+from gpuhmm.memory.migrate import Migration, Move
+from gpuhmm.memory.swapfile import slot_of
+from gpuhmm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_MIGRATE
 from gpuhmm.space import AddressSpace
+from gpuhmm.vma import VM_SHARED, Vma
+
+#: What the owner of the first device-private page in the range is called here, and everybody else.
+OWNER = 0xD0D0
+STRANGER = 0x5757
+
+_FLAGS = int(HMM_PFN_FLAGS)
 
 
 @dataclass(frozen=True)
@@ -20,7 +58,302 @@ class Given:
     call: CapturedCall
     mm: AddressSpace
 
+    @cached_property
+    def cleared(self) -> set[tuple[int, int]]:
+        """The ranges ``(start, end)`` of all CLEAR events."""
+        return {(event.start, event.end) for event in self.call.events if event.event == MMU_NOTIFY_CLEAR}
+
+    @cached_property
+    def write_results(self) -> dict[int, list[int]]:
+        """What every write fault at an address returned."""
+        found: dict[int, list[int]] = {}
+        for fault in self.call.faults:
+            if fault.b & FAULT_FLAG_WRITE:
+                found.setdefault(fault.a, []).append(fault.ret)
+        return found
+
+    @cached_property
+    def first_results(self) -> dict[int, tuple[int, bool]]:
+        """What the first fault at an address returned, and whether it wrote."""
+        found: dict[int, tuple[int, bool]] = {}
+        for fault in self.call.faults:
+            found.setdefault(fault.a, (fault.ret, bool(fault.b & FAULT_FLAG_WRITE)))
+        return found
+
+    def reused(self, va: int) -> bool:
+        """True if a write to a read-only page at ``va`` was granted without a copy."""
+        if (va, va + 4096) in self._copied:
+            return False
+        return any(ret & VM_FAULT_WRITE for ret in self.write_results.get(va, ()))
+
+    @cached_property
+    def _copied(self) -> set[tuple[int, int]]:
+        """CLEAR events that are copies: those inside the migration of a device page are not."""
+        copied = set()
+        before: Event | None = None
+        for event in self.call.events:
+            if event.event == MMU_NOTIFY_CLEAR:
+                inside = before is not None and before.event == MMU_NOTIFY_MIGRATE
+                if not (inside and before is not None and before.start == event.start):
+                    copied.add((event.start, event.end))
+            before = event
+        return copied
+
+    def private_entries(self, level: int) -> Iterator[tuple[int, int, Vma]]:
+        """Yield (address, entry, area) of the entries of ``level`` in private areas that are not none."""
+        for (at, va), entry in self.call.before.items():
+            if at != level or not entry & ~NONE:
+                continue
+            vma = self.mm.vmas.lookup(max(va, self.call.start))
+            if vma is not None and not vma.flags & VM_SHARED:
+                yield va, entry, vma
+
 
 Fact = Callable[[Given], bool]
 
-FACTS: list[Fact] = []
+
+def exclusive_page(given: Given) -> bool:
+    """A read-only private page that a write fault reused was exclusive; any other is taken for shared.
+
+    The same for the pages behind PROTNONE, migration, device and swap entries without the right to write.
+    """
+    taken = False
+    memory, kernel = given.mm.memory, given.mm.kernel
+    for va, pte, vma in given.private_entries(1):
+        index = vma.index(va)
+        if pte & (P | PROTNONE):
+            if pte & (RW | SPECIAL | DEVMAP) or not given.reused(va):
+                continue
+            memory.adopt(pfn_of(pte), anon=True, exclusive=True, index=index)
+            taken = True
+            continue
+        swp_type = pte >> 59
+        if swp_type < kernel.max_swapfiles:
+            if not pte & SWP_EXCLUSIVE and given.reused(va):
+                memory.swap.adopt(slot_of(swp_type, swp_offset(pte)), 1)
+                taken = True
+        elif swp_type in (
+            kernel.swp_migration_read,
+            kernel.swp_device_read,
+            kernel.swp_device_exclusive_read,
+        ) and given.reused(va):
+            memory.adopt(swp_pfn(given.mm, pte), anon=True, exclusive=True, index=index)
+            taken = True
+    return taken
+
+
+def exclusive_huge_page(given: Given) -> bool:
+    """A read-only huge page that a write fault reused, instead of splitting or copying it, was exclusive."""
+    taken = False
+    for level in (2, 3):
+        for va, entry, vma in given.private_entries(level):
+            size = 1 << (21 if level == 2 else 30)
+            leaf = entry & (P | PROTNONE) and entry & PSE and not entry & (RW | DEVMAP)
+            if not leaf or (va, va + size) in given.cleared:
+                continue
+            if vma.is_hugetlb:
+                if not any(va <= at < va + size for at in given.write_results):
+                    continue
+                order, pfn = vma.page_shift - 12, ((entry if entry & P else ~entry) & PFN) >> 12
+            else:
+                if not any(given.reused(at) for at in given.write_results if va <= at < va + size):
+                    continue
+                order, pfn = 9, huge_pfn_of(entry)
+            index = vma.index(max(va, vma.start))
+            given.mm.memory.adopt(pfn, order=order, anon=True, exclusive=True, index=index)
+            taken = True
+    return taken
+
+
+def page_cache(given: Given) -> bool:
+    """A page of a file that a read fault found, or that fault-around mapped, was in the page cache.
+
+    A fault that returned VM_FAULT_LOCKED had to look for the page itself: it was not.  A huge page that
+    came into the page tables was in the page cache whole.
+    """
+    taken = False
+    for va, pte, vma in _new_file_entries(given, 1):
+        assert vma.file is not None
+        first = given.first_results.get(va)
+        found = first is None or not first[0] & VM_FAULT_LOCKED
+        if pte & DEVMAP or (found and not pte & SPECIAL and _is_of_file(vma, pte, first)):
+            index, pfn = vma.index(va), pfn_of(pte)
+            if index < vma.file.npages and vma.file.lookup(index) != pfn:
+                vma.file.replace(index, pfn) if pte & DEVMAP else vma.file.insert(index, pfn)
+                taken = True
+    for va, pmd, vma in _new_file_entries(given, 2):
+        assert vma.file is not None
+        if not pmd & PSE or vma.is_hugetlb or vma.index(va) + 512 > vma.file.npages:
+            continue
+        index, pfn = vma.index(va), huge_pfn_of(pmd)
+        if pmd & DEVMAP:
+            for i in range(512):
+                vma.file.replace(index + i, pfn + i)
+        elif vma.file.kind.dax:
+            for i in range(512):
+                vma.file.remove(index + i)
+        else:
+            given.mm.memory.pages.fill(pfn, 512, order=9)
+            vma.file.insert(index, pfn, 9)
+        taken = True
+    return taken
+
+
+def _is_of_file(vma: Vma, pte: int, first: tuple[int, bool] | None) -> bool:
+    """True for an entry that a read fault made, or any in a shared area: else the page is a private copy."""
+    return bool(vma.flags & VM_SHARED) or not (pte & RW or (first is not None and first[1]))
+
+
+def _new_file_entries(given: Given, level: int) -> Iterator[tuple[int, int, Vma]]:
+    """Yield (address, entry, area) of what is mapped in mappings of files after the call and was not before."""
+    for (at, va), entry in given.call.after.items():
+        if at != level or not entry & P or given.call.before.get((at, va), 0) & ~NONE:
+            continue
+        vma = given.mm.vmas.lookup(va)
+        if vma is not None and vma.file is not None and vma.file.kind.has_ops:
+            yield va, entry, vma
+
+
+def dax_hole(given: Given) -> bool:
+    """A page of a DAX file that a read fault answered with the zero page is a hole."""
+    taken = False
+    for va, pte, vma in _new_file_entries(given, 1):
+        assert vma.file is not None
+        if vma.file.kind.dax and pte & SPECIAL and not pte & DEVMAP:
+            vma.file.remove(vma.index(va))
+            taken = True
+    return taken
+
+
+def file_size(given: Given) -> bool:
+    """A bus error in a mapping of a file was met at its end."""
+    taken = False
+    for fault in given.call.faults:
+        if fault.ret & VM_FAULT_ERROR != VM_FAULT_SIGBUS:
+            continue
+        vma = given.mm.vmas.lookup(fault.a)
+        if vma is None or vma.file is None or vma.is_hugetlb or not vma.file.kind.has_ops:
+            continue
+        if _uffd_stops(vma):
+            continue
+        vma.file.truncate(min(vma.file.size, vma.index(fault.a) << 12))
+        taken = True
+    return taken
+
+
+def _uffd_stops(vma: Vma) -> bool:
+    return bool(vma.flags & 0x1200)
+
+
+def swap_cache(given: Given) -> bool:
+    """A swapped page that came back without VM_FAULT_MAJOR was in the swap cache."""
+    taken = False
+    memory, kernel = given.mm.memory, given.mm.kernel
+    for va, pte, _ in given.private_entries(1):
+        if pte & (P | PROTNONE) or pte >> 59 >= kernel.max_swapfiles:
+            continue
+        slot = slot_of(pte >> 59, swp_offset(pte))
+        first = given.first_results.get(va)
+        if first is None or first[0] & (VM_FAULT_MAJOR | VM_FAULT_ERROR):
+            continue
+        memory.swap.adopt(slot, 1 if pte & SWP_EXCLUSIVE else 2)
+        pfn = memory.alloc_page()
+        assert pfn is not None
+        memory.add_to_swap_cache(slot, pfn)
+        memory.put_page(pfn)
+        taken = True
+    return taken
+
+
+def file_page_in_swap(given: Given) -> bool:
+    """A page of shared memory that took VM_FAULT_MAJOR to come was in swap."""
+    taken = False
+    for va, (ret, _) in given.first_results.items():
+        vma = given.mm.vmas.lookup(va)
+        entry = given.call.before.get((1, va), 0)
+        if vma is None or vma.file is None or not vma.file.kind.has_ops or entry & ~NONE:
+            continue
+        if ret & VM_FAULT_MAJOR and vma.file.lookup(vma.index(va)) is None:
+            slot = given.mm.memory.swap.alloc()
+            assert slot is not None
+            given.mm.memory.swap.duplicate(slot)
+            vma.file.set_slot(vma.index(va), slot)
+            taken = True
+    return taken
+
+
+def hugetlb_pool(given: Given) -> bool:
+    """A bus error in a hugetlb area was met when the pool was empty."""
+    if not any(
+        fault.ret & VM_FAULT_ERROR == VM_FAULT_SIGBUS and _in_hugetlb(given, fault.a)
+        for fault in given.call.faults
+    ):
+        return False
+    fresh = 0
+    for (level, va), entry in given.call.after.items():
+        leaf = level in (2, 3) and entry & P and entry & PSE
+        if leaf and _in_hugetlb(given, va):
+            fresh += given.call.before.get((level, va), 0) & PFN != entry & PFN
+    given.mm.memory.hugetlb_left = fresh
+    return True
+
+
+def _in_hugetlb(given: Given, va: int) -> bool:
+    vma = given.mm.vmas.lookup(va)
+    return vma is not None and vma.is_hugetlb
+
+
+def device_owner(given: Given) -> bool:
+    """A device-private page that the call gave to its caller is the caller's; any other is a stranger's."""
+    mm, kernel = given.mm, given.mm.kernel
+    types = (kernel.swp_device_write, kernel.swp_device_read)
+    private = {
+        swp_pfn(mm, entry)
+        for (level, _), entry in given.call.before.items()
+        if level == 1 and entry & ~NONE and not entry & (P | PROTNONE) and entry >> 59 in types
+    }
+    words = given.call.words("first")
+    owned = sorted(private & set((words & ~np.uint64(_FLAGS)).tolist()))
+    if not owned:
+        return False
+    rows = [(pfn, pfn + 1, OWNER) for pfn in owned]
+    mm.device_private = np.array(rows, dtype=np.uint64)
+    return True
+
+
+def migrated_page(given: Given) -> bool:
+    """The migration that a call waited for moved all pages that were under migration, or left them.
+
+    Where a page went is seen after the call; all migration entries of the range belong to one migration.
+    """
+    mm = given.mm
+    moves = []
+    for (level, va), entry in given.call.before.items():
+        if level > 2 or not entry & ~NONE or entry & (P | PROTNONE | PSE):
+            continue
+        if entry >> 59 not in (
+            mm.kernel.swp_migration_read,
+            mm.kernel.swp_migration_read_exclusive,
+            mm.kernel.swp_migration_write,
+        ):
+            continue
+        moves.append(Move(mm, va, level, None))
+    if not moves:
+        return False
+    mm.memory.migrations.append(Migration(mm.memory, moves))
+    return len(moves) > 1
+
+
+#: In the order in which they are applied.
+FACTS: list[Fact] = [
+    device_owner,
+    file_size,
+    dax_hole,
+    page_cache,
+    file_page_in_swap,
+    swap_cache,
+    exclusive_page,
+    exclusive_huge_page,
+    hugetlb_pool,
+    migrated_page,
+]

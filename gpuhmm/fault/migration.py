@@ -55,6 +55,8 @@ def remove_migration_pte(
         offset = swp_offset(entry)
         prot = prot if offset >> bits & 1 else prot & ~A
         prot |= DIRTY if dirty and offset >> (bits + 1) & 1 else 0
+    else:
+        prot &= ~A  # before, every page came back old
     if entry >> 59 == kernel.swp_migration_write and vma.flags & VM_WRITE:
         prot |= RW
     new = mk_pte(swp_pfn(mm, entry) if pfn is None else pfn, prot)

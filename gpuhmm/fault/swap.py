@@ -49,9 +49,9 @@ def do_swap_page(vmf: Fault, pte: int) -> int:
     if swp_type in (kernel.swp_device_exclusive_write, kernel.swp_device_exclusive_read):
         return remove_device_exclusive_entry(vmf, pte)
     if swp_type in (kernel.swp_device_write, kernel.swp_device_read):
-        from gpuhmm.memory.migrate_device import migrate_to_ram
+        from gpuhmm.memory.migrate_device import devmem_fault
 
-        return migrate_to_ram(vmf)
+        return devmem_fault(vmf)
     if swp_type == kernel.swp_hwpoison:
         return VM_FAULT_HWPOISON
     if swp_type == kernel.swp_pte_marker:

@@ -95,7 +95,8 @@ class _Settlement:
                 return -EBUSY
             if self.range.start >= self.range.end:
                 return -EINVAL
-            ret = self.walk()
+            step = self.range.stats.begin_walk(self.last, self.range.end)
+            ret = step.ret = self.walk()
             if ret != -EBUSY:
                 return ret
             guard.restarting_at(self.last)
@@ -150,7 +151,7 @@ class _Settlement:
             flags |= FAULT_FLAG_WRITE
         mm, stats = self.mm, self.range.stats
         with mm.mmap_lock.write() as undisturbed:
-            if not undisturbed and mm.vmas.lookup(stop.va) != vma:
+            if not undisturbed and mm.vmas.lookup(stop.va) is not vma:
                 return -EBUSY  # another thread changed the area in the meantime: walk again
             handle_mm_fault = self.handler.handle_mm_fault
             for va in range(stop.va, stop.end, 4096):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from itertools import count
 
 import numpy as np
 import pytest
@@ -171,8 +172,11 @@ def table_of(va):
     return (0x7000_0000 + (va >> 21 & 511)) << 12 | 0x67
 
 
-def new_pfns(rng, start, end):
-    first = rng.randrange(1 << 20, 1 << 24)
+FRESH = count(1 << 20)  # runs of 512 frames that no page had before
+
+
+def new_pfns(start, end):
+    first = next(FRESH) << 9
     return np.arange(first, first + ((end - start) >> 12), dtype=np.uint64)
 
 
@@ -186,7 +190,7 @@ def replace_pages(mm, rng):
         if mm.entry(start, 2) & HUGE:
             return
         mm.set_entry(start, 2, table_of(start))
-        mm.map_pfns(start, new_pfns(rng, start, end), flags=rng.choice((0x25, 0x67)))
+        mm.map_pfns(start, new_pfns(start, end), flags=rng.choice((0x25, 0x67)))
 
 
 def zap_pages(mm, rng):
@@ -205,7 +209,7 @@ def collapse_or_split(mm, rng):
         if mm.entry(start, 2) & HUGE or rng.random() < 0.5:
             mm.set_entry(start, 2, table_of(start))
         else:
-            mm.set_entry(start, 2, rng.randrange(1 << 12) << 21 | 0xE7)
+            mm.set_entry(start, 2, next(FRESH) << 21 | 0xE7)
 
 
 def unmap_and_map(mm, rng):

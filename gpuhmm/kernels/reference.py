@@ -70,10 +70,12 @@ class _HmmWalk(PageWalk):
             self.range.stats.walks += 1
             if self.range.notifier.check_retry(self.range.notifier_seq):
                 return -EBUSY
+            step = self.range.stats.begin_walk(self.last, self.range.end)
             try:
                 ret = self.walk_page_range(self.last, self.range.end)
             except WalkDisturbedError:
                 ret = -EBUSY
+            step.ret = ret
             self.range.stats.splits += self.splits
             self.splits = 0
             if ret != -EBUSY:
@@ -236,7 +238,7 @@ class _HmmWalk(PageWalk):
                 return -EPERM
             fault_flags |= FAULT_FLAG_WRITE
         with self.mm.mmap_lock.write() as undisturbed:
-            if not undisturbed and self.mm.vmas.lookup(addr) != self.vma:
+            if not undisturbed and self.mm.vmas.lookup(addr) is not self.vma:
                 return -EBUSY  # another thread changed the area in the meantime: walk again
             for va in range(addr, end, 4096):
                 self.range.stats.faults += 1

@@ -31,7 +31,7 @@ from gpuhmm.fault.migration import swp_flags
 from gpuhmm.faults import VM_FAULT_ERROR, VM_FAULT_OOM, FAULT_FLAG_WRITE
 from gpuhmm.memory.device import DeviceMemory
 from gpuhmm.memory.mmap import invalid_range
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
+from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
 from gpuhmm.memory.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE
@@ -224,8 +224,8 @@ def _may_move(mm: AddressSpace, pfn: int) -> bool:
     """True for an anonymous page that one entry maps and nobody else holds (migrate_vma_check_page)."""
     pages = mm.memory.pages
     page = pages.page(pfn)
-    if not page.flags & PG_ANON or page.flags & PG_KSM or page.mapcount != 1:
-        return False
+    if not page.flags & PG_ANON or page.flags & (PG_KSM | PG_DEVICE) or page.mapcount != 1:
+        return False  # pages of a device, coherent ones too, are not of the system (MIGRATE_VMA_SELECT_SYSTEM)
     if page.order:
         return pages.refcount(pfn) == 1 << page.order
     return page.refcount == 1

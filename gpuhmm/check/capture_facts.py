@@ -132,14 +132,26 @@ def exclusive_page(given: Given) -> bool:
             if not pte & SWP_EXCLUSIVE and given.reused(va):
                 memory.swap.adopt(slot_of(swp_type, swp_offset(pte)), 1)
                 taken = True
+        elif swp_type == kernel.swp_device_read and _alone_on_device(given, va):
+            memory.adopt(swp_pfn(given.mm, pte), anon=True, exclusive=True, index=index)
+            taken = True
         elif swp_type in (
             kernel.swp_migration_read,
-            kernel.swp_device_read,
             kernel.swp_device_exclusive_read,
         ) and given.reused(va):
             memory.adopt(swp_pfn(given.mm, pte), anon=True, exclusive=True, index=index)
             taken = True
     return taken
+
+
+def _alone_on_device(given: Given, va: int) -> bool:
+    """True if the page at ``va`` came back from its device without looking for others who map it."""
+    events = given.call.events
+    back = [i for i, event in enumerate(events) if event.event == MMU_NOTIFY_MIGRATE and event.start == va]
+    if not back or back[0] + 1 == len(events):
+        return bool(back)
+    after = events[back[0] + 1]
+    return not (after.event == MMU_NOTIFY_CLEAR and after.start == va and after.attempt == events[back[0]].attempt)
 
 
 def exclusive_huge_page(given: Given) -> bool:
@@ -152,7 +164,8 @@ def exclusive_huge_page(given: Given) -> bool:
             if not leaf or (va, va + size) in given.cleared:
                 continue
             if vma.is_hugetlb:
-                if not any(va <= at < va + size for at in given.write_results):
+                results = [ret for at, ret in given.first_results.items() if va <= at < va + size]
+                if not any(written and not ret & VM_FAULT_ERROR for ret, written in results):
                     continue
                 order, pfn = vma.page_shift - 12, ((entry if entry & P else ~entry) & PFN) >> 12
             else:
@@ -181,6 +194,8 @@ def page_cache(given: Given) -> bool:
             if index < vma.file.npages and vma.file.lookup(index) != pfn:
                 vma.file.replace(index, pfn) if pte & DEVMAP else vma.file.insert(index, pfn)
                 taken = True
+        elif first is not None and not first[1] and not first[0] & (VM_FAULT_LOCKED | VM_FAULT_ERROR):
+            taken |= _found_and_copied(given, vma, va)
     for va, pmd, vma in _new_file_entries(given, 2):
         assert vma.file is not None
         if not pmd & PSE or vma.is_hugetlb or vma.index(va) + 512 > vma.file.npages:
@@ -195,6 +210,40 @@ def page_cache(given: Given) -> bool:
         else:
             given.mm.memory.pages.fill(pfn, 512, order=9)
             vma.file.insert(index, pfn, 9)
+        taken = True
+    return taken
+
+
+def _found_and_copied(given: Given, vma: Vma, va: int) -> bool:
+    """A page that a read fault found, and that a later write copied: its own PFN is not known."""
+    file, memory = vma.file, given.mm.memory
+    assert file is not None
+    if file.kind.dax or file.lookup(vma.index(va)) is not None:
+        return False
+    pfn = memory.alloc_page()
+    assert pfn is not None
+    file.insert(vma.index(va), pfn)
+    memory.put_page(pfn)
+    return True
+
+
+def hugetlb_page_cache(given: Given) -> bool:
+    """A page of a hugetlb file that was copied in the fault that mapped it was in the page cache."""
+    taken = False
+    for fault in given.call.faults:
+        vma = given.mm.vmas.lookup(fault.a)
+        if vma is None or vma.file is None or not vma.is_hugetlb or vma.flags & VM_SHARED:
+            continue
+        size = 1 << vma.page_shift
+        va = fault.a & -size
+        before = given.call.before.get((2 if vma.page_shift == 21 else 3, va), 0)
+        index = vma.index(max(va, vma.start))
+        if before & ~NONE or (va, va + size) not in given.cleared or vma.file.lookup(index) is not None:
+            continue
+        pfn = given.mm.memory.alloc_huge_page(vma.page_shift - 12)
+        assert pfn is not None
+        vma.file.insert(index, pfn, vma.page_shift - 12)
+        given.mm.memory.put_page(pfn)
         taken = True
     return taken
 
@@ -337,7 +386,10 @@ def migrated_page(given: Given) -> bool:
             mm.kernel.swp_migration_write,
         ):
             continue
-        moves.append(Move(mm, va, level, None))
+        after = given.call.after.get((level, va), 0)
+        went = pfn_of(after) if level == 1 else huge_pfn_of(after)
+        stayed = not after & P or went == swp_pfn(mm, entry)
+        moves.append(Move(mm, va, level, None if stayed else went))
     if not moves:
         return False
     mm.memory.migrations.append(Migration(mm.memory, moves))
@@ -350,6 +402,7 @@ FACTS: list[Fact] = [
     file_size,
     dax_hole,
     page_cache,
+    hugetlb_page_cache,
     file_page_in_swap,
     swap_cache,
     exclusive_page,

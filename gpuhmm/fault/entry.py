@@ -41,9 +41,7 @@ SWP_UFFD_WP = 1 << 2
 SWP_EXCLUSIVE = 1 << 3
 
 #: What a change of protection leaves (_PAGE_CHG_MASK): PFN, cache bits, A, D, and software bits.
-CHANGE_MASK = (
-    PFN | A | D | SPECIAL | UFFD_WP | SOFT_DIRTY | DEVMAP | int(x86.PAGE_PWT | x86.PAGE_PCD)
-)
+CHANGE_MASK = PFN | A | D | SPECIAL | UFFD_WP | SOFT_DIRTY | DEVMAP | int(x86.PAGE_PWT | x86.PAGE_PCD)
 
 PMD_SIZE = 1 << 21
 
@@ -119,10 +117,22 @@ def huge_pfn_of(entry: int) -> int:
 
 
 def pte_modify(entry: int, prot: int, keep: int = 0) -> int:
-    """Return an entry under another protection (pte_modify; pmd_modify with ``keep`` PSE)."""
-    upright = entry if entry & P else entry ^ PFN
+    """Return an entry under another protection (pte_modify); ``keep`` are bits that stay beside the usual.
+
+    PTEs and hugetlb entries, which are modified as PTEs are.
+    """
+    return _modify(entry, prot, keep, PFN)
+
+
+def pmd_modify(entry: int, prot: int) -> int:
+    """Return a huge PMD under another protection."""
+    return _modify(entry, prot, PSE, HUGE_PFN)
+
+
+def _modify(entry: int, prot: int, keep: int, field: int) -> int:
+    upright = entry if entry & P else entry ^ field
     changed = (upright & (CHANGE_MASK | keep)) | (prot & ~CHANGE_MASK)
-    return changed if changed & P else changed ^ PFN
+    return changed if changed & P else changed ^ field
 
 
 def is_none(entry: int) -> bool:

@@ -207,8 +207,6 @@ def do_fault_around(vmf: Fault) -> int:
         return 0
     found = [(at, file.lookup(vma.index(at))) for at in range(first, last, 4096)]
     if all(pfn is None for _, pfn in found):
-        if is_none(vmf.entry(2)):
-            vmf.alloc_tables(1)  # preallocated before the page cache is looked at
         return 0
     if is_none(vmf.entry(2)):
         if _map_pmd(vmf, next(pfn for _, pfn in found if pfn is not None)):

@@ -22,7 +22,7 @@ from gpuhmm.fault.entry import (
     UFFD_WP,
     Fault,
     mk_pte,
-    pte_modify,
+    pmd_modify,
 )
 from gpuhmm.fault.file import transhuge_vma_suitable
 from gpuhmm.fault.migration import is_migration_type, remove_migration_pte
@@ -192,7 +192,7 @@ def huge_pud_set_accessed(vmf: Fault, pud: int) -> int:
 
 def do_huge_pmd_numa_page(vmf: Fault, pmd: int) -> int:
     """Restore the protection that a NUMA hint took away; on one node nothing migrates."""
-    entry = pte_modify(pmd, vmf.prot, PSE) | A
+    entry = pmd_modify(pmd, vmf.prot) | A
     vmf.store(2, entry | RW if pmd & RW else entry)
     return 0
 

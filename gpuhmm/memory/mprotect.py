@@ -21,6 +21,7 @@ from gpuhmm.fault.entry import (
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
     Fault,
+    pmd_modify,
     pte_modify,
     swp_offset,
 )
@@ -123,10 +124,16 @@ def mprotect_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) 
     """
     if not entry & (P | PROTNONE):
         return _swap_entry(mm, entry)
-    new = pte_modify(entry, vma.vm_page_prot, PSE if level > 1 else 0)
+    new = _modified(vma, entry, vma.vm_page_prot, level)
     if level == 1 and vma.flags & VM_WRITE and not new & RW and _can_change_pte_writable(mm, vma, va, new):
         new |= RW
     return new
+
+
+def _modified(vma: Vma, entry: int, prot: int, level: int) -> int:
+    if level > 1 and not vma.is_hugetlb:
+        return pmd_modify(entry, prot)
+    return pte_modify(entry, prot, PSE if level > 1 else 0)
 
 
 def _can_change_pte_writable(mm: AddressSpace, vma: Vma, va: int, pte: int) -> bool:
@@ -183,7 +190,7 @@ def numa_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> i
             return entry
     elif huge_normal_page(mm, vma, va, entry) is None:
         return entry
-    hint = pte_modify(entry, PROTNONE, PSE if level > 1 else 0)
+    hint = _modified(vma, entry, PROTNONE, level)
     return hint | RW if entry & RW else hint
 
 

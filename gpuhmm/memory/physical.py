@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from gpuhmm.space import AddressSpace
 
 
+#: References that an adopted page has from others: more than can ever be dropped here, fewer than a pin.
+ELSEWHERE = 1000
+
+
 class PhysicalMemory:
     """What the address spaces of one machine share.
 
@@ -216,14 +220,14 @@ class PhysicalMemory:
     ) -> None:
         """Give a page that nobody allocated here a descriptor, unless it has one.
 
-        One entry maps it; a page that is not exclusive is assumed to be mapped or cached by one other.
+        One entry maps it; a page that is not exclusive is assumed to be in use elsewhere, too, for good.
         """
         if self.pages.refcount(pfn):
             return
         kind = (PG_ANON | (PG_ANON_EXCLUSIVE if exclusive else 0)) if anon else PG_FILE
         self.pages.fill(pfn, 1 << order, order=order, mapcount=1, flags=(kind & ~PG_ANON_EXCLUSIVE) | PG_ADOPTED)
         self.pages.set_flags(pfn, kind)
-        self.pages.get(pfn, 1 if exclusive else 2)
+        self.pages.get(pfn, 1 if exclusive else 1 + ELSEWHERE)
         for done in range(1 << order):
             self.pages.set_place(pfn + done, mapping, index + done)
 

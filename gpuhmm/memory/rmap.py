@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gpuhmm import x86
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
+from gpuhmm.memory.page import GUP_PIN_COUNTING_BIAS, PG_ADOPTED, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
 from gpuhmm.vma import VM_SHARED, Vma
 
 if TYPE_CHECKING:
@@ -88,11 +90,17 @@ def page_add_anon_rmap(memory: PhysicalMemory, pfn: int, index: int, *, exclusiv
 
 
 def page_remove_rmap(memory: PhysicalMemory, pfn: int, order: int = 0) -> None:
-    """Count one entry less; ValueError if none maps the page."""
+    """Count one entry less; ValueError if none maps the page.
+
+    Of an adopted page only the entry that was met first is counted.
+    """
     for section, where in memory.pages.runs(pfn, 1 << order):
         section.mapcount[where] -= 1
-        if section.mapcount[where].min() < 0:
+        if section.mapcount[where].min() >= 0:
+            continue
+        if not memory.pages.flags(pfn) & PG_ADOPTED:
             raise ValueError(f"page {pfn:#x} must not be unmapped more often than it is mapped")
+        section.mapcount[where] = np.maximum(section.mapcount[where], 0)
 
 
 def page_try_dup_anon_rmap(memory: PhysicalMemory, pfn: int, order: int = 0) -> bool:
@@ -109,7 +117,7 @@ def page_try_dup_anon_rmap(memory: PhysicalMemory, pfn: int, order: int = 0) -> 
 
 def is_pinned(memory: PhysicalMemory, pfn: int) -> bool:
     """True if somebody pinned the page for I/O (folio_maybe_dma_pinned)."""
-    return memory.pages.refcount(pfn) >= 1024
+    return memory.pages.refcount(pfn) >= GUP_PIN_COUNTING_BIAS
 
 
 def rmap_walk(memory: PhysicalMemory, pfn: int) -> Iterator[tuple[AddressSpace, Vma, int]]:

@@ -63,7 +63,8 @@ class SwapDevice:
     def adopt(self, slot: int, count: int) -> None:
         """Let a slot that only page tables know have ``count`` names."""
         if not self.knows(slot) and self.cached(slot) is None:
-            self._count[self._row(slot)] = count
+            row = self._row(slot)
+            self._count[row] = count
 
     def knows(self, slot: int) -> bool:
         """True for a slot that is in use."""
@@ -75,11 +76,13 @@ class SwapDevice:
 
     def count(self, slot: int) -> int:
         """Return how many entries name the slot (swap_count, without the cache)."""
-        return int(self._count[self._row(slot)])
+        row = self._row(slot)
+        return int(self._count[row])
 
     def duplicate(self, slot: int) -> None:
         """Count one more entry that names the slot (swap_duplicate)."""
-        self._count[self._row(slot)] += 1
+        row = self._row(slot)
+        self._count[row] += 1
 
     def free(self, slot: int) -> None:
         """Count one entry less; a slot without entry and cached page is free again (swap_free).
@@ -101,15 +104,18 @@ class SwapDevice:
 
     def content(self, slot: int) -> int:
         """Return the word that was written out."""
-        return int(self._content[self._row(slot)])
+        row = self._row(slot)
+        return int(self._content[row])
 
     def write(self, slot: int, content: int) -> None:
         """Write a page out: keep its word."""
-        self._content[self._row(slot)] = content
+        row = self._row(slot)
+        self._content[row] = content
 
     def cached(self, slot: int) -> int | None:
         """Return the PFN that holds the slot's page in memory, or None (lookup_swap_cache)."""
-        pfn = int(self._cache[self._row(slot)])
+        row = self._row(slot)  # may move the arrays
+        pfn = int(self._cache[row])
         return pfn - 1 if pfn else None
 
     def slot_of_page(self, pfn: int) -> int | None:

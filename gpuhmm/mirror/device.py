@@ -265,19 +265,31 @@ class DeviceMirror:
         ``before`` is the device's entry of a page that did not come; it is mapped again only if it is still
         the same.  Source: lib/test_hmm.c:dmirror_migrate_finalize_and_map (v6.1).
         """
-        pte, kernel = self.mm.entry(va, 1), self.mm.kernel
-        if pte & int(x86.PAGE_PRESENT):
-            pfn, write = (pte & int(x86.PTE_PFN_MASK)) >> 12, bool(pte & int(x86.PAGE_RW))
-        else:
-            bits = kernel.swp_pfn_bits[self.mm.levels - 4]
-            pfn = int(x86.swp_offset(np.uint64(pte))) & ((1 << bits) - 1)
-            write = pte >> 59 == kernel.swp_device_write
-        entry = np.uint64(pfn) | (DPT_WRITE if write else np.uint64(0))
+        entry = self._granted(va)
+        if entry is None:
+            return
         if before is not None:
-            if before & DPT_PFN != pfn:
+            if (entry ^ before) & (DPT_PFN | DPT_ATOMIC):
                 return
             entry &= before
         self._table.store(va, np.array([entry]))
+
+    def _granted(self, va: int) -> np.uint64 | None:
+        """Return the entry that the CPU page table allows the device at ``va``, None if it has to ask."""
+        pte, kernel = self.mm.entry(va, 1), self.mm.kernel
+        if pte & int(x86.PAGE_PRESENT):
+            write = DPT_WRITE if pte & int(x86.PAGE_RW) else np.uint64(0)
+            return np.uint64((pte & int(x86.PTE_PFN_MASK)) >> 12) | write
+        bits = {
+            kernel.swp_device_write: DPT_WRITE,
+            kernel.swp_device_read: np.uint64(0),
+            kernel.swp_device_exclusive_write: DPT_ATOMIC,
+            kernel.swp_device_exclusive_read: DPT_ATOMIC,
+        }.get(pte >> 59)
+        if bits is None or pte & int(x86.PAGE_PROTNONE):
+            return None
+        pfn_bits = kernel.swp_pfn_bits[self.mm.levels - 4]
+        return np.uint64(int(x86.swp_offset(np.uint64(pte))) & ((1 << pfn_bits) - 1)) | bits
 
     def _read_mapped(self, start: int, end: int) -> MirrorResult:
         """Read what is in the device page table; -ENOENT at the first page that is not."""

@@ -1,11 +1,5 @@
-"""Walkers and invalidators on one space: an accepted walk is what the page table says at that moment.
+"""Walkers and invalidators on one space: an accepted walk is what the page table says at that moment."""
 
-``GPUHMM_STRESS_SECONDS`` says how long in all, 12 without it.
-"""
-
-import os
-import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 from spaces import BASE, RW
+from threads import SECONDS, STUCK, run
 
 import gpuhmm
 from gpuhmm.mmap_lock import MmapLock
@@ -21,8 +16,6 @@ from gpuhmm.notifier import MMU_NOTIFY_PROTECTION_VMA, MMU_NOTIFY_UNMAP
 from gpuhmm.tables import NO_CHILD
 from gpuhmm.vma import VM_READ
 
-SECONDS = float(os.environ.get("GPUHMM_STRESS_SECONDS", "12"))
-STUCK = 60.0  # seconds after the end at which a thread is taken for stuck
 SLOTS = 16  # of 2 MiB
 NPAGES = SLOTS * 512
 END = BASE + NPAGES * 4096
@@ -31,52 +24,6 @@ BACKENDS = ("reference", "cpu")
 VALID, WRITE, ERROR = (int(gpuhmm.HMM_PFN_VALID), int(gpuhmm.HMM_PFN_WRITE), int(gpuhmm.HMM_PFN_ERROR))
 FAULT = VALID
 HUGE = 0x80  # PSE
-
-
-@pytest.fixture(autouse=True)
-def switch_often():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
-def load_kernels():
-    """Compile or load what the cpu back end runs, before the time starts."""
-    mm = gpuhmm.AddressSpace()
-    mm.mmap(BASE, END, RW)
-    for npages in (1, NPAGES):
-        gpuhmm.range_fault(mm, BASE, BASE + npages * 4096, request="read", backend="cpu")
-
-
-def run(threads, seconds):
-    """Call each function again and again, in a thread of its own, for a while; return what they counted.
-
-    A function gets a random number generator and a Counter.  The first exception ends all.
-    """
-    load_kernels()
-    deadline = time.monotonic() + seconds
-    failures = []
-    counts = Counter()
-
-    def loop(number, step):
-        rng, mine = random.Random(number), Counter()
-        try:
-            while time.monotonic() < deadline and not failures:
-                step(rng, mine)
-        except BaseException as caught:
-            failures.append(caught)
-        counts.update(mine)
-
-    started = [threading.Thread(target=loop, args=item, daemon=True) for item in enumerate(threads)]
-    for thread in started:
-        thread.start()
-    for thread in started:
-        thread.join(max(deadline - time.monotonic(), 0) + STUCK)
-        assert not thread.is_alive(), "a thread is stuck"
-    if failures:
-        raise failures[0]
-    return counts
 
 
 def page_table_words(mm, start, end):

@@ -1,27 +1,29 @@
 """What is taken from a capture's outcome because the page tables before the call do not show it.
 
 Every rule is a function of :class:`Given`, listed in FACTS.  It puts the fact into the page state and
-returns True if it took one from the outcome that the model would not have assumed by itself; what the
-tables show needs no rule (``gpuhmm.check.capture_state``).
+returns True if it took one from the outcome that the model would not have assumed by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from gpuhmm.check.captured_call import CapturedCall, Event
 from gpuhmm.fault.entry import (
+    D,
     DEVMAP,
     NONE,
     P,
     PFN,
+    PMD_SIZE,
     PROTNONE,
     PSE,
     RW,
+    SOFT_DIRTY,
     SPECIAL,
     SWP_EXCLUSIVE,
     huge_pfn_of,
@@ -29,6 +31,7 @@ from gpuhmm.fault.entry import (
     swp_offset,
     swp_pfn,
 )
+from gpuhmm.fault.file import FAULT_AROUND_PAGES
 from gpuhmm.faults import (
     FAULT_FLAG_WRITE,
     VM_FAULT_ERROR,
@@ -185,9 +188,10 @@ def page_cache(given: Given) -> bool:
     came into the page tables was in the page cache whole.
     """
     taken = False
+    results = _first_file_results(given)
     for va, pte, vma in _new_file_entries(given, 1):
         assert vma.file is not None
-        first = given.first_results.get(va)
+        first = results.get((vma.file.number, vma.index(va)))
         found = first is None or not first[0] & VM_FAULT_LOCKED
         if pte & DEVMAP or (found and not pte & SPECIAL and _is_of_file(vma, pte, first)):
             index, pfn = vma.index(va), pfn_of(pte)
@@ -211,6 +215,25 @@ def page_cache(given: Given) -> bool:
             given.mm.memory.pages.fill(pfn, 512, order=9)
             vma.file.insert(index, pfn, 9)
         taken = True
+    return taken
+
+
+def page_cache_beside(given: Given) -> bool:
+    """A table under a read fault that was a bus error came from a page beside it that was in the page cache.
+
+    The page lies below the range, within reach of fault-around; its PFN is not known.
+    """
+    taken = False
+    for fault in given.call.faults:
+        vma = given.mm.vmas.lookup(fault.a)
+        pmd = fault.a & -PMD_SIZE
+        if vma is None or vma.file is None or not vma.file.kind.map_pages or fault.b & FAULT_FLAG_WRITE:
+            continue
+        if given.call.before.get((2, pmd), 0) & ~NONE or not given.call.after.get((2, pmd), 0) & P:
+            continue
+        beside = max(fault.a & -(FAULT_AROUND_PAGES << 12), vma.start)
+        if fault.ret & VM_FAULT_ERROR == VM_FAULT_SIGBUS and beside < given.call.start:
+            taken |= vma.index(beside) < vma.file.npages and _found_and_copied(given, vma, beside)
     return taken
 
 
@@ -244,6 +267,56 @@ def hugetlb_page_cache(given: Given) -> bool:
         assert pfn is not None
         vma.file.insert(index, pfn, vma.page_shift - 12)
         given.mm.memory.put_page(pfn)
+        taken = True
+    return taken
+
+
+def _first_file_results(given: Given) -> dict[tuple[int, int], tuple[int, bool]]:
+    """Return what the first fault at each (file, page of it) returned, and whether it wrote."""
+    found: dict[tuple[int, int], tuple[int, bool]] = {}
+    for fault in given.call.faults:
+        vma = given.mm.vmas.lookup(fault.a)
+        if vma is not None and vma.file is not None:
+            key = (vma.file.number, vma.index(fault.a))
+            found.setdefault(key, (fault.ret, bool(fault.b & FAULT_FLAG_WRITE)))
+    return found
+
+
+def visible_page_cache(given: Given) -> bool:
+    """What a mapping of a file maps before the call is in the page cache; nothing of it is a guess."""
+    memory = given.mm.memory
+    for (level, va), pte in given.call.before.items():
+        vma = given.mm.vmas.lookup(va)
+        if level != 1 or vma is None or vma.file is None or not vma.file.kind.has_ops or vma.file.kind.dax:
+            continue
+        own = not vma.flags & VM_SHARED and pte & (RW | D | SOFT_DIRTY)
+        index = vma.index(va)
+        if not pte & P or pte & SPECIAL or own or index >= vma.file.npages:
+            continue
+        if vma.file.lookup(index) is None:
+            vma.file.insert(index, pfn_of(pte))
+        memory.pages.get(pfn_of(pte))
+        memory.pages.add_mapcount(pfn_of(pte), 1)
+    return False
+
+
+def same_file(given: Given) -> bool:
+    """Two areas in which one page was found at the same place of their files map the same file."""
+    mm = given.mm
+    seen: dict[tuple[int, int], Vma] = {}
+    taken = False
+    for (level, va), entry in given.call.after.items():
+        vma = mm.vmas.lookup(va)
+        if level != 1 or not entry & P or vma is None or vma.file is None or not vma.file.kind.has_ops:
+            continue
+        other = seen.setdefault((vma.index(va), pfn_of(entry)), vma)
+        known = mm.vmas.lookup(other.start)
+        assert known is not None
+        if known.file is vma.file or known.file is None:
+            continue
+        file = max(known.file, vma.file, key=lambda file: file.size)
+        for area in [area for area in mm.vmas if area.file in (known.file, vma.file)]:
+            mm.vmas.replace(area, replace(area, file=file))
         taken = True
     return taken
 
@@ -399,9 +472,12 @@ def migrated_page(given: Given) -> bool:
 #: In the order in which they are applied.
 FACTS: list[Fact] = [
     device_owner,
+    same_file,
+    visible_page_cache,
     file_size,
     dax_hole,
     page_cache,
+    page_cache_beside,
     hugetlb_page_cache,
     file_page_in_swap,
     swap_cache,

@@ -25,8 +25,8 @@ from gpuhmm.vma import VM_READ, VM_SHARED, VM_WRITE, Vma, VmaList
 from gpuhmm.x86 import level_shift
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.filemap import File
-    from gpuhmm.memory.physical import PhysicalMemory
+    from gpuhmm.machine.filemap import File
+    from gpuhmm.machine.physical import PhysicalMemory
 
 #: The huge zero page before anybody allocated it.
 NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
@@ -124,7 +124,7 @@ class AddressSpace:
     def memory(self) -> PhysicalMemory:
         """The machine's memory, made when it is first asked for."""
         if self._memory is None:
-            from gpuhmm.memory.physical import PhysicalMemory
+            from gpuhmm.machine.physical import PhysicalMemory
 
             memory = PhysicalMemory()
             memory.add_space(self)
@@ -210,7 +210,7 @@ class AddressSpace:
 
     def give_file(self, vma: Vma) -> Vma:
         """Put a file of its own behind a shared area that has none, as mmap does (shmem_zero_setup)."""
-        from gpuhmm.memory.filemap import File
+        from gpuhmm.machine.filemap import File
 
         current = self.vmas.lookup(vma.start)
         if current is not None and current.file is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gpuhmm import x86
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.filemap import File
+    from gpuhmm.machine.filemap import File
 
 VM_READ = 0x1
 VM_WRITE = 0x2

@@ -42,7 +42,7 @@ from gpuhmm.faults import (
 )
 from gpuhmm.hmm import HMM_PFN_FLAGS
 from gpuhmm.memory.migrate import Migration, Move
-from gpuhmm.memory.swapfile import slot_of
+from gpuhmm.machine.swapfile import slot_of
 from gpuhmm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_MIGRATE
 from gpuhmm.space import AddressSpace
 from gpuhmm.vma import VM_SHARED, Vma

@@ -29,8 +29,8 @@ from gpuhmm.check.captured_call import (
 )
 from gpuhmm.fault.entry import DEVMAP, PSE
 from gpuhmm.fault_model import FaultModel
-from gpuhmm.memory.filemap import File
-from gpuhmm.memory.physical import PhysicalMemory
+from gpuhmm.machine.filemap import File
+from gpuhmm.machine.physical import PhysicalMemory
 from gpuhmm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
 from gpuhmm.profile import V6_1
 from gpuhmm.ranges import HmmRange, RangeStats, WalkStep

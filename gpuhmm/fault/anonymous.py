@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpuhmm.fault.entry import DIRTY, SPECIAL, Fault, mk_pte
 from gpuhmm.faults import VM_FAULT_OOM, VM_FAULT_SIGBUS
-from gpuhmm.memory.rmap import page_add_new_anon_rmap
+from gpuhmm.machine.rmap import page_add_new_anon_rmap
 from gpuhmm.vma import VM_SHARED, VM_UFFD_MISSING
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from gpuhmm.fault.entry import A, DEVMAP, DIRTY, SPECIAL, UFFD_WP, Fault, mk_pte, pfn_of
 from gpuhmm.faults import VM_FAULT_NOPAGE, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM, PG_SWAPCACHE
-from gpuhmm.memory.rmap import page_add_new_anon_rmap, page_remove_rmap, vm_normal_page
+from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM, PG_SWAPCACHE
+from gpuhmm.machine.rmap import page_add_new_anon_rmap, page_remove_rmap, vm_normal_page
 from gpuhmm.vma import VM_SHARED, VM_UFFD_WP
 
 
 def do_wp_page(vmf: Fault, pte: int) -> int:
-    """Serve a write fault at a present entry without RW."""
+    """Serve a write fault at a present entry without RW, or make its page this process's alone (unshare)."""
     vma = vmf.vma
-    if vma.flags & VM_UFFD_WP and pte & UFFD_WP:
+    if not vmf.unshare and vma.flags & VM_UFFD_WP and pte & UFFD_WP:
         return VM_FAULT_SIGBUS  # userfaultfd would have to be asked, and nothing may wait here
     pfn = vm_normal_page(vmf.mm, vma, vmf.va, pte)
     if pfn is None:
@@ -26,7 +26,7 @@ def do_wp_page(vmf: Fault, pte: int) -> int:
     if vma.flags & VM_SHARED:
         return wp_page_shared(vmf, pte)
     if _may_reuse(vmf, pfn):
-        return wp_page_reuse(vmf, pte)
+        return 0 if vmf.unshare else wp_page_reuse(vmf, pte)
     return wp_page_copy(vmf, pte, pfn)
 
 
@@ -66,12 +66,13 @@ def wp_page_copy(vmf: Fault, pte: int, old: int | None) -> int:
     memory.pages.set_content(pfn, memory.pages.content(pfn_of(pte)))
     with vmf.mm.subscriptions.invalidate_range(va, va + 4096):
         page_add_new_anon_rmap(memory, pfn, vmf.index)
-        vmf.store(1, vmf.maybe_mkwrite(mk_pte(pfn, vmf.prot) | A | DIRTY))
+        entry = mk_pte(pfn, vmf.prot) | A
+        vmf.store(1, entry if vmf.unshare else vmf.maybe_mkwrite(entry | DIRTY))
         if old is not None:
             page_remove_rmap(memory, old)
             memory.free_swap(old)
             memory.put_page(old)
-    return VM_FAULT_WRITE
+    return 0 if vmf.unshare else VM_FAULT_WRITE
 
 
 def wp_page_shared(vmf: Fault, pte: int) -> int:

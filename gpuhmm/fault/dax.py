@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpuhmm.fault.entry import A, DEVMAP, DIRTY, PMD_SIZE, PSE, SPECIAL, Fault, mk_pte
 from gpuhmm.faults import VM_FAULT_DONE_COW, VM_FAULT_FALLBACK, VM_FAULT_NOPAGE, VM_FAULT_OOM
-from gpuhmm.memory.rmap import page_add_new_anon_rmap
+from gpuhmm.machine.rmap import page_add_new_anon_rmap
 from gpuhmm.space import NO_PFN
 from gpuhmm.vma import VM_SHARED
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuhmm import x86
-from gpuhmm.faults import FAULT_FLAG_WRITE
-from gpuhmm.memory.page import PG_TABLE
+from gpuhmm.faults import FAULT_FLAG_UNSHARE, FAULT_FLAG_WRITE
+from gpuhmm.machine.page import PG_TABLE
 from gpuhmm.tables import NO_CHILD
 from gpuhmm.vma import VM_WRITE, Vma
 from gpuhmm.x86 import level_shift
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.physical import PhysicalMemory
+    from gpuhmm.machine.physical import PhysicalMemory
     from gpuhmm.space import AddressSpace
 
 P = int(x86.PAGE_PRESENT)
@@ -49,7 +49,7 @@ PMD_SIZE = 1 << 21
 class Fault:
     """A fault at ``va`` (bytes) of ``vma``; ``write`` is cleared once the write has been granted."""
 
-    __slots__ = ("flags", "memory", "mm", "prot", "tables", "va", "vma", "write")
+    __slots__ = ("flags", "memory", "mm", "prot", "tables", "unshare", "va", "vma", "write")
 
     def __init__(self, mm: AddressSpace, vma: Vma, va: int, flags: int) -> None:
         self.mm = mm
@@ -59,6 +59,7 @@ class Fault:
         self.va = va
         self.flags = flags
         self.write = bool(flags & FAULT_FLAG_WRITE)
+        self.unshare = bool(flags & FAULT_FLAG_UNSHARE)
         self.prot = vma.vm_page_prot
 
     @property

@@ -19,8 +19,8 @@ from gpuhmm.faults import (
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
 )
-from gpuhmm.memory.page import PG_HWPOISON
-from gpuhmm.memory.rmap import page_add_new_anon_rmap, page_add_rmap
+from gpuhmm.machine.page import PG_HWPOISON
+from gpuhmm.machine.rmap import page_add_new_anon_rmap, page_add_rmap
 from gpuhmm.tables import NO_CHILD
 from gpuhmm.vma import VM_SHARED, VM_UFFD_MISSING, VM_UFFD_WP
 

@@ -67,7 +67,7 @@ def _fault_above_ptes(vmf: Fault) -> int:
         return VM_FAULT_SIGBUS  # pmd_bad
     if pmd & (P | PROTNONE) == PROTNONE and vmf.vma.flags & VM_ACCESS_FLAGS:
         return huge.do_huge_pmd_numa_page(vmf, pmd)
-    if vmf.write and not pmd & RW:
+    if (vmf.write or vmf.unshare) and not pmd & RW:
         return huge.wp_huge_pmd(vmf, pmd)
     return huge.touch_pmd(vmf, pmd)
 
@@ -86,6 +86,8 @@ def handle_pte_fault(vmf: Fault, pte: int) -> int:
         return do_swap_page(vmf, pte)
     if not pte & P and vmf.vma.flags & VM_ACCESS_FLAGS:
         return do_numa_page(vmf, pte)
+    if vmf.unshare and not pte & RW:
+        return do_wp_page(vmf, pte)
     if not vmf.write:
         return 0  # ptep_set_access_flags stores nothing for a read: A is the hardware's to set
     if not pte & RW:

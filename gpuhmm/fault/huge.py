@@ -27,8 +27,8 @@ from gpuhmm.fault.entry import (
 from gpuhmm.fault.file import transhuge_vma_suitable
 from gpuhmm.fault.migration import is_migration_type, remove_migration_pte
 from gpuhmm.faults import VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_TABLE
-from gpuhmm.memory.rmap import huge_normal_page, page_add_new_anon_rmap, page_remove_rmap
+from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_TABLE
+from gpuhmm.machine.rmap import huge_normal_page, page_add_new_anon_rmap, page_remove_rmap
 from gpuhmm.space import NO_PFN
 from gpuhmm.vma import (
     VM_HUGEPAGE,
@@ -91,7 +91,7 @@ def wp_huge_pmd(vmf: Fault, pmd: int) -> int:
     """Serve a write to a read-only huge entry; VM_FAULT_FALLBACK once it is split."""
     vma = vmf.vma
     if vma.is_anonymous:
-        if vma.flags & VM_UFFD_WP and pmd & UFFD_WP:
+        if not vmf.unshare and vma.flags & VM_UFFD_WP and pmd & UFFD_WP:
             return VM_FAULT_SIGBUS
         return do_huge_pmd_wp_page(vmf, pmd)
     if vma.file is not None and vma.file.kind.dax:
@@ -108,6 +108,8 @@ def do_huge_pmd_wp_page(vmf: Fault, pmd: int) -> int:
     """Reuse a huge page that nobody else sees; split any other, so that a small page is copied."""
     pfn = huge_normal_page(vmf.mm, vmf.vma, vmf.va, pmd)
     if pfn is not None and _may_reuse(vmf, pfn):
+        if vmf.unshare:
+            return 0
         vmf.store(2, vmf.maybe_mkwrite(pmd | A | DIRTY))
         return VM_FAULT_WRITE
     if not split_huge_pmd(vmf):

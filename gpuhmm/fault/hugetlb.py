@@ -13,7 +13,7 @@ from gpuhmm.faults import (
     VM_FAULT_SIGBUS,
     vm_fault_set_hindex,
 )
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_HWPOISON
+from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_HWPOISON
 from gpuhmm.vma import VM_SHARED, VM_UFFD_MISSING, VM_WRITE
 
 #: Which hugetlb size it was is told with a poisoned page (hstate_index): 2 MiB is the second of them.

@@ -30,9 +30,9 @@ from gpuhmm.faults import (
     VM_FAULT_SIGBUS,
     VM_FAULT_WRITE,
 )
-from gpuhmm.memory.page import PG_HWPOISON, PG_KSM
-from gpuhmm.memory.rmap import page_add_anon_rmap
-from gpuhmm.memory.swapfile import slot_of
+from gpuhmm.machine.page import PG_HWPOISON, PG_KSM
+from gpuhmm.machine.rmap import page_add_anon_rmap
+from gpuhmm.machine.swapfile import slot_of
 from gpuhmm.notifier import MMU_NOTIFY_EXCLUSIVE
 
 _MARKER_UFFD_WP = 1

@@ -14,8 +14,8 @@ from gpuhmm.fault.entry import NONE, P, PMD_SIZE, PROTNONE, PSE, Fault, huge_pfn
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.fault.migration import is_migration_type, migration_entry, remove_migration_pte
 from gpuhmm.memory.mmap import invalid_range
-from gpuhmm.memory.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
-from gpuhmm.memory.rmap import (
+from gpuhmm.machine.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
+from gpuhmm.machine.rmap import (
     huge_normal_page,
     page_add_rmap,
     page_remove_rmap,
@@ -27,7 +27,7 @@ from gpuhmm.mmap_lock import write_locked
 from gpuhmm.tables import NO_CHILD
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.physical import PhysicalMemory
+    from gpuhmm.machine.physical import PhysicalMemory
     from gpuhmm.space import AddressSpace
 
 

@@ -29,10 +29,10 @@ from gpuhmm.fault.handle import handle_mm_fault
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.fault.migration import swp_flags
 from gpuhmm.faults import VM_FAULT_ERROR, VM_FAULT_OOM, FAULT_FLAG_WRITE
-from gpuhmm.memory.device import DeviceMemory
+from gpuhmm.machine.device import DeviceMemory
 from gpuhmm.memory.mmap import invalid_range
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
-from gpuhmm.memory.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
+from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
+from gpuhmm.machine.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE
 from gpuhmm.space import NO_PFN

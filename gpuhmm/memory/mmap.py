@@ -8,7 +8,7 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.page import PG_TABLE
+from gpuhmm.machine.page import PG_TABLE
 from gpuhmm.memory.zap import free_pgtables, zap_page_range
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_RELEASE, MMU_NOTIFY_UNMAP
@@ -52,15 +52,16 @@ def munmap(mm: AddressSpace, start: int, end: int) -> int:
 
 @write_locked
 def exit_mmap(mm: AddressSpace) -> None:
-    """End the address space: all notifiers hear RELEASE, all pages and tables are given back."""
+    """End the address space: all notifiers hear RELEASE, then UNMAP; all pages and tables are given back."""
     memory = mm.memory
     with mm.subscriptions.invalidate_range(0, mm.task_size, event=MMU_NOTIFY_RELEASE):
+        pass
+    with mm.subscriptions.invalidate_range(0, mm.task_size, event=MMU_NOTIFY_UNMAP):
         for vma in list(mm.vmas):
             zap_page_range(mm, vma, vma.start, vma.end)
     mm.vmas.remove(0, mm.task_size)
     free_pgtables(mm, 0, mm.task_size)
-    for pfn in [mm.root_pfn]:
-        if memory.pages.flags(pfn) & PG_TABLE:
-            memory.put_page(pfn)
+    if memory.pages.flags(mm.root_pfn) & PG_TABLE:
+        memory.put_page(mm.root_pfn)
     if mm in memory.spaces:
         memory.spaces.remove(mm)

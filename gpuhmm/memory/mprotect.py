@@ -27,8 +27,8 @@ from gpuhmm.fault.entry import (
 )
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
-from gpuhmm.memory.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
-from gpuhmm.memory.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
+from gpuhmm.machine.rmap import huge_normal_page, vm_normal_page
 from gpuhmm.memory.zap import pmd_pieces
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_PROTECTION_VMA
@@ -50,7 +50,7 @@ def mprotect(mm: AddressSpace, start: int, end: int, prot: int) -> int:
     """Set VM_READ, VM_WRITE and VM_EXEC of ``[start, end)`` and of its entries.
 
     0; -EINVAL for a range or ``prot`` that cannot be, -ENOMEM if there is a gap: areas below it are
-    changed already.  Event PROTECTION_VMA for each area.
+    changed already.  Event PROTECTION_VMA where areas are populated.
     """
     if invalid_range(mm, start, end) or prot & ~_PROT or cuts_hugetlb(mm, start, end):
         return -EINVAL
@@ -70,14 +70,28 @@ def mprotect(mm: AddressSpace, start: int, end: int, prot: int) -> int:
 
 
 def change_protection(mm: AddressSpace, vma: Vma, start: int, end: int, change: Change) -> int:
-    """Change the entries of ``[start, end)`` of one area under event PROTECTION_VMA; return how many."""
-    with mm.subscriptions.invalidate_range(start, end, event=MMU_NOTIFY_PROTECTION_VMA):
-        if vma.is_hugetlb:
+    """Change the entries of ``[start, end)`` of one area; return how many.
+
+    Event PROTECTION_VMA for every 1 GiB in which there is something, from the first populated 2 MiB on.
+    """
+    if vma.is_hugetlb:
+        with mm.subscriptions.invalidate_range(start, end, event=MMU_NOTIFY_PROTECTION_VMA):
             return _change_hugetlb(mm, vma, start, end, change)
-        changed = 0
-        for va, past in pmd_pieces(mm, start, end):
-            changed += _change_pmd(mm, vma, va, past, change)
-        return changed
+    changed = 0
+    for first, past in _populated(mm, start, end):
+        with mm.subscriptions.invalidate_range(first, past, event=MMU_NOTIFY_PROTECTION_VMA):
+            for va, piece_end in pmd_pieces(mm, first, past):
+                changed += _change_pmd(mm, vma, va, piece_end, change)
+    return changed
+
+
+def _populated(mm: AddressSpace, start: int, end: int) -> list[tuple[int, int]]:
+    """Return, for every 1 GiB, from where its first populated PMD begins to where it ends."""
+    found: dict[int, tuple[int, int]] = {}
+    for va, _ in pmd_pieces(mm, start, end):
+        if mm.entry(va, 2) & ~NONE:
+            found.setdefault(va >> 30, (va, min(((va >> 30) + 1) << 30, end)))
+    return list(found.values())
 
 
 def _change_pmd(mm: AddressSpace, vma: Vma, va: int, past: int, change: Change) -> int:
@@ -167,8 +181,8 @@ def _swap_entry(mm: AddressSpace, entry: int) -> int:
 def change_prot_numa(mm: AddressSpace, start: int, end: int) -> int:
     """Make the entries of ``[start, end)`` PROTNONE, as NUMA balancing does to see who uses them.
 
-    Return how many; -EINVAL for a range that cannot be.  Zero pages, shared read-only file pages and
-    what is PROTNONE already stay.  Event PROTECTION_VMA for each area.
+    Return how many; -EINVAL for a range that cannot be.  Zero pages, KSM pages, private pages that others
+    hold and what is PROTNONE already stay.  Events as for :func:`mprotect`.
     """
     if invalid_range(mm, start, end):
         return -EINVAL
@@ -188,6 +202,8 @@ def numa_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> i
         pfn = vm_normal_page(mm, vma, va, entry)
         if pfn is None or mm.memory.pages.flags(pfn) & PG_KSM:
             return entry
+        if not vma.flags & VM_SHARED and mm.memory.pages.refcount(pfn) != 1:
+            return entry  # shared copy-on-write: whoever writes gets a page of its own anyway
     elif huge_normal_page(mm, vma, va, entry) is None:
         return entry
     hint = _modified(vma, entry, PROTNONE, level)

@@ -13,9 +13,9 @@ import numpy as np
 
 from gpuhmm.fault.entry import DEVMAP, NONE, P, PFN, PMD_SIZE, PROTNONE, PSE, Fault, swp_offset, swp_pfn
 from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.memory.page import PG_TABLE
-from gpuhmm.memory.rmap import huge_normal_page, page_remove_rmap, vm_normal_page
-from gpuhmm.memory.swapfile import slot_of
+from gpuhmm.machine.page import PG_TABLE
+from gpuhmm.machine.rmap import huge_normal_page, page_remove_rmap, vm_normal_page
+from gpuhmm.machine.swapfile import slot_of
 from gpuhmm.tables import NO_CHILD
 from gpuhmm.vma import Vma
 from gpuhmm.x86 import level_shift

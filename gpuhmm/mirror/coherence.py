@@ -24,7 +24,7 @@ from gpuhmm.ranges import HmmRange, RangeStats
 from gpuhmm.tables import Words
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.device import DeviceMemory
+    from gpuhmm.machine.device import DeviceMemory
     from gpuhmm.space import AddressSpace
 
 

@@ -17,8 +17,8 @@ from gpuhmm import x86
 from gpuhmm.backends import resolve_backend
 from gpuhmm.driver import HMM_RANGE_DEFAULT_TIMEOUT_MS
 from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
-from gpuhmm.memory.page import SECTION_MASK, SECTION_SHIFT
-from gpuhmm.memory.rmap import rmap_walk
+from gpuhmm.machine.page import SECTION_MASK, SECTION_SHIFT
+from gpuhmm.machine.rmap import rmap_walk
 from gpuhmm.mirror.coherence import CoherentPageTable, MirrorCounters
 from gpuhmm.mirror.page_table import DPT_ATOMIC, DPT_PFN, DPT_VALID, DPT_WRITE, DevicePageTable
 from gpuhmm.mirror.protection import dmirror_mkentry
@@ -27,7 +27,7 @@ from gpuhmm.tables import Words, check_array
 from gpuhmm.vma import VM_READ
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.device import DeviceMemory
+    from gpuhmm.machine.device import DeviceMemory
     from gpuhmm.space import AddressSpace
 
 #: Pages that lib/test_hmm.c asks for in one call.

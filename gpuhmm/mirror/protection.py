@@ -14,7 +14,7 @@ from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRIT
 from gpuhmm.tables import Words
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.device import DeviceMemory
+    from gpuhmm.machine.device import DeviceMemory
     from gpuhmm.space import AddressSpace
 
 HMM_DMIRROR_PROT_NONE = 0x00

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm import x86
-from gpuhmm.memory.page import (
+from gpuhmm.machine.page import (
     PG_ADOPTED,
     PG_ANON,
     PG_ANON_EXCLUSIVE,
@@ -21,13 +21,13 @@ from gpuhmm.memory.page import (
     PG_TABLE,
     PageDescriptors,
 )
-from gpuhmm.memory.page_alloc import FreeFrames, taken_ranges
-from gpuhmm.memory.swapfile import SwapDevice
+from gpuhmm.machine.page_alloc import FreeFrames, taken_ranges
+from gpuhmm.machine.swapfile import SwapDevice
 from gpuhmm.tables import Words
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.device import DeviceMemory
-    from gpuhmm.memory.filemap import File
+    from gpuhmm.machine.device import DeviceMemory
+    from gpuhmm.machine.filemap import File
     from gpuhmm.memory.migrate import Migration
     from gpuhmm.space import AddressSpace
 

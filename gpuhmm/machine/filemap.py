@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.page import PG_FILE, PG_HUGETLB
+from gpuhmm.machine.page import PG_FILE, PG_HUGETLB
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.physical import PhysicalMemory
+    from gpuhmm.machine.physical import PhysicalMemory
 
 #: Pages that one miss reads around the missing one, half of them before it (ra_pages of 128 KiB).
 READ_AROUND_PAGES = 32

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.page import PG_ANON, PG_DEVICE
+from gpuhmm.machine.page import PG_ANON, PG_DEVICE
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.physical import PhysicalMemory
+    from gpuhmm.machine.physical import PhysicalMemory
 
 
 class DeviceMemory:

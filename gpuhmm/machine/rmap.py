@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm import x86
-from gpuhmm.memory.page import GUP_PIN_COUNTING_BIAS, PG_ADOPTED, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
+from gpuhmm.machine.page import GUP_PIN_COUNTING_BIAS, PG_ADOPTED, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
 from gpuhmm.vma import VM_SHARED, Vma
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.physical import PhysicalMemory
+    from gpuhmm.machine.physical import PhysicalMemory
     from gpuhmm.space import AddressSpace
 
 _P = int(x86.PAGE_PRESENT)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from gpuhmm import x86
 from gpuhmm.backends import resolve_backend
 from gpuhmm.driver import HMM_RANGE_DEFAULT_TIMEOUT_MS
-from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
 from gpuhmm.machine.page import SECTION_MASK, SECTION_SHIFT
 from gpuhmm.machine.rmap import rmap_walk
+from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
 from gpuhmm.mirror.coherence import CoherentPageTable, MirrorCounters
 from gpuhmm.mirror.page_table import DPT_ATOMIC, DPT_PFN, DPT_VALID, DPT_WRITE, DevicePageTable
 from gpuhmm.mirror.protection import dmirror_mkentry

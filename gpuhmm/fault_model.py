@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuhmm.fault.burst import handle_mm_fault_range
 from gpuhmm.fault.handle import handle_mm_fault
 from gpuhmm.fault.migration import remove_migration_pte
+from gpuhmm.faults import VM_FAULT_ERROR
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.vma import Vma
 
@@ -32,6 +34,25 @@ class FaultModel:
         if self._limits is not None:
             self._set_limits(mm)
         return handle_mm_fault(mm, vma, va, flags)
+
+    def handle_mm_fault_range(
+        self, mm: AddressSpace, vma: Vma, start: int, end: int, flags: int
+    ) -> tuple[int, int]:
+        """Fault every page of ``[start, end)``; return how many calls that took, and what the last returned.
+
+        In bulk, with the same result as page by page; but a subclass with a ``handle_mm_fault`` of its own
+        sees every call.
+        """
+        if type(self).handle_mm_fault is not FaultModel.handle_mm_fault:
+            calls, ret = 0, 0
+            for va in range(start, end, 4096):
+                calls, ret = calls + 1, self.handle_mm_fault(mm, vma, va, flags)
+                if ret & VM_FAULT_ERROR:
+                    break
+            return calls, ret
+        if self._limits is not None:
+            self._set_limits(mm)
+        return handle_mm_fault_range(mm, vma, start, end, flags)
 
     def migration_entry_wait(self, mm: AddressSpace, va: int, level: int) -> None:
         """Let the migration of the page at ``va`` end, and with it all that it moves at once.

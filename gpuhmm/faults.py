@@ -62,3 +62,14 @@ class FaultHandler(Protocol):
     def migration_entry_wait(self, mm: AddressSpace, va: int, level: int) -> None:
         """Wait until the migration entry over ``va`` is gone; ``level`` 1 for a PTE, 2 for a PMD."""
         ...
+
+
+@runtime_checkable
+class BurstHandler(Protocol):
+    """A handler that serves a whole extent at once, with the result of doing so page by page."""
+
+    def handle_mm_fault_range(
+        self, mm: AddressSpace, vma: Vma, start: int, end: int, flags: int
+    ) -> tuple[int, int]:
+        """Fault the pages of ``[start, end)`` up to the first error; return the calls made, and the last's bits."""
+        ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 from errno import EBUSY, EFAULT, EINVAL, EPERM
 from typing import NamedTuple, Protocol
 
-from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, FaultHandler
+from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, BurstHandler, FaultHandler
 from gpuhmm.hmm import HMM_NEED_WRITE_FAULT
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
@@ -153,10 +153,14 @@ class _Settlement:
         with mm.mmap_lock.write() as undisturbed:
             if not undisturbed and mm.vmas.lookup(stop.va) is not vma:
                 return -EBUSY  # another thread changed the area in the meantime: walk again
-            handle_mm_fault = self.handler.handle_mm_fault
+            handler = self.handler
+            if isinstance(handler, BurstHandler):
+                calls, ret = handler.handle_mm_fault_range(mm, vma, stop.va, stop.end, flags)
+                stats.faults += calls
+                return -EFAULT if ret & VM_FAULT_ERROR else -EBUSY
             for va in range(stop.va, stop.end, 4096):
                 stats.faults += 1
-                if handle_mm_fault(mm, vma, va, flags) & VM_FAULT_ERROR:
+                if handler.handle_mm_fault(mm, vma, va, flags) & VM_FAULT_ERROR:
                     return -EFAULT
         return -EBUSY
 

@@ -7,6 +7,7 @@ upper entry stands the row of the table that it points to.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -228,6 +229,28 @@ class PageTables:
         for log in self._logs:
             log.upper.add(row)
 
+    def attach_leaf_tables(self, row: int, slot: int, entries: Words) -> Words:
+        """Store consecutive PMDs that each point to a new leaf table; return those, uint64[n, 512], a view."""
+        first, count = self._counts[0], len(entries)
+        self.reserve(leaf=first + count)
+        rows = range(first, first + count)
+        self._upper[row, slot : slot + count] = entries
+        self._child[row, slot : slot + count] = rows
+        pfns = ((entries & x86.PTE_PFN_MASK) >> x86.PAGE_SHIFT).tolist()
+        self.where.update(zip(pfns, zip(repeat(1), rows), strict=False))
+        self._counts[0] += count
+        self.clock += 1
+        for log in self._logs:
+            log.upper.add(row)
+            log.leaf.update(rows)
+        return self._leaf[first : first + count]
+
+    def leaf_changed(self, row: int) -> None:
+        """Say that entries of a leaf table were stored without :meth:`store_leaf`."""
+        self.clock += 1
+        for log in self._logs:
+            log.leaf.add(row)
+
     def _check_address(self, va: int, level: int) -> None:
         if not 1 <= level <= self.levels:
             raise ValueError(f"level must be 1 to {self.levels} (got {level})")
@@ -336,7 +359,8 @@ def _is_bad(value: int, level: int, levels: int, pmd_bad_ignores: int) -> bool:
 
 
 def _grown(pool: npt.NDArray[Entry], needed: int, fill: int) -> npt.NDArray[Entry]:
-    grown = np.full((max(needed, 2 * len(pool)), 512), fill, dtype=pool.dtype)
+    shape = (max(needed, 2 * len(pool)), 512)
+    grown = np.zeros(shape, dtype=pool.dtype) if not fill else np.full(shape, fill, dtype=pool.dtype)
     grown[: len(pool)] = pool
     return grown
 

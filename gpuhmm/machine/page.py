@@ -73,9 +73,9 @@ class Section:
     flags: npt.NDArray[np.uint16]
     order: npt.NDArray[np.uint8]
 
-    def __init__(self) -> None:
-        for name, dtype in _FIELDS:
-            setattr(self, name, np.zeros(SECTION_PAGES, dtype=dtype))
+    def __init__(self, fields: dict[str, npt.NDArray[Any]]) -> None:
+        for name, array in fields.items():
+            setattr(self, name, array)
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,19 @@ class PageDescriptors:
         """Return the section of ``pfn``, made if need be."""
         found = self.sections.get(pfn >> SECTION_SHIFT)
         if found is None:
-            found = self.sections[pfn >> SECTION_SHIFT] = Section()
+            self.reserve(pfn, 1)
+            found = self.sections[pfn >> SECTION_SHIFT]
         return found
+
+    def reserve(self, pfn: int, count: int) -> None:
+        """Make the sections of ``[pfn, pfn + count)`` that are missing, in one piece."""
+        keys = range(pfn >> SECTION_SHIFT, ((pfn + count - 1) >> SECTION_SHIFT) + 1)
+        missing = [key for key in keys if key not in self.sections]
+        if not missing:
+            return
+        arrays = {name: np.zeros((len(missing), SECTION_PAGES), dtype=dtype) for name, dtype in _FIELDS}
+        for i, key in enumerate(missing):
+            self.sections[key] = Section({name: array[i] for name, array in arrays.items()})
 
     def page(self, pfn: int) -> Page:
         """Return the descriptor of ``pfn``, a copy."""

@@ -46,17 +46,36 @@ class FreeFrames:
                 return pfn
         return None
 
-    def take_run(self, most: int) -> tuple[int, int] | None:
-        """Return (first, count) of the frames that the next ``count <= most`` calls of ``take(0)`` give."""
-        if not self._firsts or self.left == 0:
-            return None
+    def peek_run(self, most: int) -> tuple[int, int]:
+        """Return (first, count): what the next ``count <= most`` calls of ``take(0)`` would give, in order."""
+        if not self._firsts:
+            return 0, 0
         first = self._firsts[0]
         count = min(most, self._ends[0] - first)
-        if self.left is not None:
-            count = min(count, self.left)
-            self.left -= count
+        return first, count if self.left is None else min(count, self.left)
+
+    def take_run(self, count: int) -> None:
+        """Take the first ``count`` frames that :meth:`peek_run` showed."""
+        if not count:
+            return
+        first = self._firsts[0]
         self._cut(0, first, first + count)
-        return first, count
+        if self.left is not None:
+            self.left -= count
+
+    def take_blocks(self, order: int, most: int) -> tuple[int, int]:
+        """Return (first, count) of the adjoining blocks that the next ``count <= most`` ``take(order)`` give."""
+        size = 1 << order
+        most = most if self.left is None else min(most, self.left // size)
+        for i, (first, end) in enumerate(zip(self._firsts, self._ends, strict=True)):
+            pfn = -(-first // size) * size
+            count = min(most, max(end - pfn, 0) // size)
+            if count:
+                self._cut(i, pfn, pfn + count * size)
+                if self.left is not None:
+                    self.left -= count * size
+                return pfn, count
+        return 0, 0
 
     def reserve(self, first: int, end: int) -> None:
         """Take ``[first, end)`` out, as far as it is free: somebody uses these frames already."""

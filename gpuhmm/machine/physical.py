@@ -166,8 +166,11 @@ class PhysicalMemory:
         if pfn is None:
             return None
         self.nr_used += 1 << order
-        count = 1 << order
-        self.pages.fill(pfn, count, content=0, refcount=0, mapcount=0, flags=flags, order=order, mapping=0)
+        # Everything else is zero: that is how free frames are left.
+        if order:
+            self.pages.fill(pfn, 1 << order, flags=flags, order=order)
+        else:
+            self.pages.set_flags(pfn, flags)
         self.pages.get(pfn)
         return pfn
 
@@ -194,7 +197,7 @@ class PhysicalMemory:
             return
         section, i = self.pages.section(head), head & 0x7FFF
         flags, order = int(section.flags[i]), int(section.order[i])
-        self.pages.fill(head, 1 << order, flags=0, mapcount=0, order=0, mapping=0)
+        self.pages.fill(head, 1 << order, flags=0, mapcount=0, order=0, mapping=0, index=0, content=0)
         if flags & PG_DEVICE:
             device = self.device_of(head)
             assert device is not None

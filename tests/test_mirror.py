@@ -13,13 +13,20 @@ from threads import SECONDS, run
 
 from gpuhmm.memory import (
     MADV_DONTNEED,
+    MADV_FREE,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
     DeviceMemory,
     PhysicalMemory,
+    change_prot_numa,
     check_invariants,
     exit_mmap,
     fork,
     load,
     madvise,
+    migrate_pages_end,
+    migrate_pages_start,
     mprotect,
     munmap,
     store,
@@ -322,12 +329,31 @@ def test_the_device_never_reaches_more_than_the_page_table_grants(backend):
         store(forked, start, 7)
         exit_mmap(forked)
 
+    def migrate_between_nodes(rng, start, end):
+        migration = migrate_pages_start(mm, start, end)
+        time.sleep(0)
+        with mm.mmap_lock.write():
+            if not migration.ended:  # by a walk that had to wait for it
+                migrate_pages_end(migration)
+
+    def advice(rng, start, end):
+        advice = rng.choice((MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT))
+        assert madvise(mm, start, end, advice) == 0
+
+    def huge_or_not(rng, start, end):
+        start = start & -(2 << 20)
+        assert madvise(mm, start, start + (2 << 20), rng.choice((MADV_HUGEPAGE, MADV_NOHUGEPAGE))) == 0
+        assert madvise(mm, start, start + (2 << 20), MADV_DONTNEED) == 0
+
     changes = (
         lambda rng, start, end: store(mm, start, 5),
         lambda rng, start, end: load(mm, start),
-        lambda rng, start, end: madvise(mm, start, end, MADV_DONTNEED),
         lambda rng, start, end: mprotect(mm, start, end, rng.choice((VM_READ, RW, RW))),
         lambda rng, start, end: swap_out(mm, start, end),
+        lambda rng, start, end: change_prot_numa(mm, start, end),
+        advice,
+        huge_or_not,
+        migrate_between_nodes,
         remap,
         child,
     )

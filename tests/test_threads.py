@@ -11,6 +11,15 @@ from spaces import BASE, RW
 from threads import SECONDS, STUCK, run
 
 import gpuhmm
+from gpuhmm.memory import (
+    PhysicalMemory,
+    check_invariants,
+    load,
+    migrate_pages_end,
+    migrate_pages_start,
+    munmap,
+    store,
+)
 from gpuhmm.mmap_lock import MmapLock
 from gpuhmm.notifier import MMU_NOTIFY_PROTECTION_VMA, MMU_NOTIFY_UNMAP
 from gpuhmm.tables import NO_CHILD
@@ -328,3 +337,40 @@ def test_a_walk_that_faults_lets_others_change_the_space_first():
             thread.join(STUCK)
         assert results == [(0, 0x1234 | VALID | WRITE)] * 2
         assert served in ([BASE], [BASE, BASE])  # the second may have cleared it again after its wait
+
+
+# -- migrations that other threads cross ------------------------------------------------------
+
+
+def migrating(kernel="v6.1"):
+    """Return a space with one page under migration, and the migration."""
+    mm = gpuhmm.AddressSpace(kernel=kernel, memory=PhysicalMemory())
+    mm.mmap(BASE, BASE + 4096, RW)
+    assert store(mm, BASE, 7) == 0
+    return mm, migrate_pages_start(mm, BASE, BASE + 4096)
+
+
+def test_a_wait_finds_that_another_thread_has_ended_the_migration():
+    mm, migration = migrating()
+    assert migrate_pages_end(migration) == 1
+    entry = mm.entry(BASE, 1)
+    assert entry & 1
+    mm.faults.migration_entry_wait(mm, BASE, 1)  # what a walk does that saw the migration entry before
+    assert mm.entry(BASE, 1) == entry
+    check_invariants(mm.memory)
+    assert munmap(mm, BASE, BASE + 4096) == 0
+    mm.faults.migration_entry_wait(mm, BASE, 1)
+    check_invariants(mm.memory)
+
+
+def test_a_migration_leaves_alone_what_another_has_begun_since():
+    mm, first = migrating()
+    assert munmap(mm, BASE, BASE + 4096) == 0
+    mm.mmap(BASE, BASE + 4096, RW)
+    assert store(mm, BASE, 8) == 0
+    second = migrate_pages_start(mm, BASE, BASE + 4096)
+    assert migrate_pages_end(first) == 0
+    assert not mm.entry(BASE, 1) & 1
+    assert migrate_pages_end(second) == 1
+    assert load(mm, BASE) == 8
+    check_invariants(mm.memory)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from errno import EINVAL
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuhmm.fault.entry import NONE, P, PMD_SIZE, PROTNONE, PSE, Fault, huge_pfn_of, pfn_of, swp_pfn
+from gpuhmm.fault.entry import NONE, PMD_SIZE, PROTNONE, PSE, Fault, P, huge_pfn_of, pfn_of, swp_pfn
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.fault.migration import is_migration_type, migration_entry, remove_migration_pte
-from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.machine.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
 from gpuhmm.machine.rmap import (
     huge_normal_page,
@@ -22,6 +21,7 @@ from gpuhmm.machine.rmap import (
     rmap_walk,
     vm_normal_page,
 )
+from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.zap import pmd_pieces
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.tables import NO_CHILD
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Move(NamedTuple):
-    """One entry of a page under migration, at ``va`` of ``mm``; ``pfn`` is where the page goes, None if it stays."""
+    """One entry of a page under migration, at ``va``; ``pfn`` is where it goes, None if it stays."""
 
     mm: AddressSpace
     va: int
@@ -74,6 +74,8 @@ class Migration:
             if vma is None or not there or not is_migration_type(mm, entry >> 59):
                 continue  # unmapped meanwhile
             old = swp_pfn(mm, entry)
+            if pfn is not None and self.destinations.get(old) != pfn:
+                continue  # unmapped, filled again, and by now under another migration
             if pfn is not None and pfn not in moved:
                 moved.add(pfn)
             remove_migration_pte(mm, vma, va, level, pfn)
@@ -148,11 +150,7 @@ def _unmap(migration: Migration, pfn: int, order: int) -> None:
     page = memory.pages.page(pfn)
     if pfn in migration.destinations or page.refcount >= GUP_PIN_COUNTING_BIAS:
         return
-    places = [
-        (mm, va)
-        for mm, _, va in rmap_walk(memory, pfn)
-        if _maps(mm, va, pfn, order)
-    ]
+    places = [(mm, va) for mm, _, va in rmap_walk(memory, pfn) if _maps(mm, va, pfn, order)]
     held = len(places) + (page.refcount - page.mapcount if page.flags & PG_FILE else 0)
     if page.refcount != held or not places:
         return  # somebody else holds it: migrate_page_move_mapping would find too many references

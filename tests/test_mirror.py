@@ -253,6 +253,19 @@ def test_misuse(process):
             use()
 
 
+def test_a_process_that_ends_takes_everything_from_its_devices(backend):
+    process = Process("v6.1", backend)
+    at = process.mmap(128)
+    for mirror in process.mirrors:
+        assert mirror.write(at, counting(128)).ret == 0
+    migrate(process, at, 64)
+    exit_mmap(process.mm)
+    for mirror, device in zip(process.mirrors, process.devices, strict=True):
+        assert (len(mirror.page_table), device.used) == (0, 0)
+        assert mirror.read(at, at + PAGE).ret == -errno.EFAULT
+        mirror.close()
+
+
 def test_mirrors_that_are_closed_hear_nothing(process):
     at = process.mmap(1)
     write(process, at, counting(1))

@@ -173,7 +173,8 @@ class DeviceMirror:
                 high = self._piece_end(low, end)
                 if high is None:
                     return MirrorResult(-EINVAL)
-                before = self.page_table.load(low, high)
+                with self._table.mutex:
+                    before = self.page_table.load(low, high)
                 with self._table.moving_to_device():
                     moved = migrate_to_device(self.mm, low, high, self.device)
                 if isinstance(moved, int):

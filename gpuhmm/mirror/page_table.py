@@ -33,7 +33,7 @@ class DevicePageTable:
 
     def __len__(self) -> int:
         """Pages that the device may reach."""
-        return sum(int(np.count_nonzero(slot)) for slot in self._slots.values())
+        return sum(int(np.count_nonzero(slot)) for slot in list(self._slots.values()))
 
     def load(self, start: int, end: int) -> Words:
         """Return the entries of ``[start, end)`` bytes: uint64[npages], a copy."""

@@ -71,5 +71,5 @@ class BurstHandler(Protocol):
     def handle_mm_fault_range(
         self, mm: AddressSpace, vma: Vma, start: int, end: int, flags: int
     ) -> tuple[int, int]:
-        """Fault the pages of ``[start, end)`` up to the first error; return the calls made, and the last's bits."""
+        """Fault ``[start, end)`` up to the first error; return the calls made, and the last's bits."""
         ...

@@ -21,7 +21,7 @@ from gpuhmm.mmap_lock import MmapLock, write_locked
 from gpuhmm.notifier import Invalidate, MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.profile import KernelProfile, kernel_profile
 from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
-from gpuhmm.vma import VM_READ, VM_SHARED, VM_WRITE, Vma, VmaList
+from gpuhmm.vma import VM_READ, VM_WRITE, Vma, VmaList
 from gpuhmm.x86 import level_shift
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 #: The huge zero page before anybody allocated it.
 NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
+
 
 class AddressSpace:
     """Raw x86-64 page tables, VMAs and everything else that a walk consults.

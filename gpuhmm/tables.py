@@ -230,7 +230,7 @@ class PageTables:
             log.upper.add(row)
 
     def attach_leaf_tables(self, row: int, slot: int, entries: Words) -> Words:
-        """Store consecutive PMDs that each point to a new leaf table; return those, uint64[n, 512], a view."""
+        """Store PMDs that each point to a new leaf table; return the tables, uint64[n, 512], a view."""
         first, count = self._counts[0], len(entries)
         self.reserve(leaf=first + count)
         rows = range(first, first + count)

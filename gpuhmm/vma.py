@@ -106,10 +106,9 @@ class Vma:
         if self.page_prot is not None:
             return self.page_prot
         prot = vm_page_prot(self.flags)
-        if self.flags & VM_SHARED and self.file is not None:
-            # vma_wants_writenotify: the first write to each page must be seen
-            if self.file.kind.page_mkwrite or self.flags & VM_UFFD_WP:
-                prot &= ~int(x86.PAGE_RW)
+        file = self.file if self.flags & VM_SHARED else None
+        if file is not None and (file.kind.page_mkwrite or self.flags & VM_UFFD_WP):
+            prot &= ~int(x86.PAGE_RW)  # vma_wants_writenotify: the first write to each page must be seen
         return prot
 
     def index(self, va: int) -> int:

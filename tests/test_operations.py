@@ -1,4 +1,4 @@
-"""The operations of an address space: entries, events and errnos, and that the page state stays consistent."""
+"""The operations of an address space: entries, events, errnos, and a page state that stays consistent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import gpuhmm
 from gpuhmm import memory
-from gpuhmm.fault.entry import P, PSE, RW, A, D
+from gpuhmm.fault.entry import PSE, RW, A, D, P
 from gpuhmm.machine.page import PG_ANON_EXCLUSIVE
 from gpuhmm.memory import DeviceMemory, File, PhysicalMemory, access, check_invariants, fork, load, store
 from gpuhmm.memory.gup import EHWPOISON
@@ -214,7 +214,9 @@ def test_swap_out_and_in(space):
     fill(mm, BASE, 8)
     space.take_events()
     assert memory.swap_out(mm, BASE, BASE + 8 * PAGE) == 8
-    assert space.take_events() == [(MMU_NOTIFY_CLEAR, BASE + i * PAGE, BASE + (i + 1) * PAGE) for i in range(8)]
+    assert space.take_events() == [
+        (MMU_NOTIFY_CLEAR, BASE + i * PAGE, BASE + (i + 1) * PAGE) for i in range(8)
+    ]
     space.check()
     assert mm.entry(BASE, 1) & 0xF == 0xA  # exclusive and soft-dirty, not present
     child = fork(mm)
@@ -260,7 +262,9 @@ def test_migration_entries_until_the_end(space):
     before = [mm.entry(BASE + i * PAGE, 1) for i in range(4)]
     space.take_events()
     migration = memory.migrate_pages_start(mm, BASE, BASE + 4 * PAGE)
-    assert space.take_events() == [(MMU_NOTIFY_CLEAR, BASE + i * PAGE, BASE + (i + 1) * PAGE) for i in range(4)]
+    assert space.take_events() == [
+        (MMU_NOTIFY_CLEAR, BASE + i * PAGE, BASE + (i + 1) * PAGE) for i in range(4)
+    ]
     space.check()
     assert not any(mm.entry(BASE + i * PAGE, 1) & P for i in range(4))
     assert not any(child.entry(BASE + i * PAGE, 1) & P for i in range(4))

@@ -14,10 +14,8 @@ import numpy as np
 
 from gpuhmm.check.captured_call import CapturedCall, Event
 from gpuhmm.fault.entry import (
-    D,
     DEVMAP,
     NONE,
-    P,
     PFN,
     PMD_SIZE,
     PROTNONE,
@@ -26,6 +24,8 @@ from gpuhmm.fault.entry import (
     SOFT_DIRTY,
     SPECIAL,
     SWP_EXCLUSIVE,
+    D,
+    P,
     huge_pfn_of,
     pfn_of,
     swp_offset,
@@ -41,8 +41,9 @@ from gpuhmm.faults import (
     VM_FAULT_WRITE,
 )
 from gpuhmm.hmm import HMM_PFN_FLAGS
-from gpuhmm.memory.migrate import Migration, Move
+from gpuhmm.machine.page import PG_ADOPTED
 from gpuhmm.machine.swapfile import slot_of
+from gpuhmm.memory.migrate import Migration, Move
 from gpuhmm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_MIGRATE
 from gpuhmm.space import AddressSpace
 from gpuhmm.vma import VM_SHARED, Vma
@@ -135,13 +136,14 @@ def exclusive_page(given: Given) -> bool:
             if not pte & SWP_EXCLUSIVE and given.reused(va):
                 memory.swap.adopt(slot_of(swp_type, swp_offset(pte)), 1)
                 taken = True
-        elif swp_type == kernel.swp_device_read and _alone_on_device(given, va):
-            memory.adopt(swp_pfn(given.mm, pte), anon=True, exclusive=True, index=index)
-            taken = True
-        elif swp_type in (
-            kernel.swp_migration_read,
-            kernel.swp_device_exclusive_read,
-        ) and given.reused(va):
+        elif (swp_type == kernel.swp_device_read and _alone_on_device(given, va)) or (
+            swp_type
+            in (
+                kernel.swp_migration_read,
+                kernel.swp_device_exclusive_read,
+            )
+            and given.reused(va)
+        ):
             memory.adopt(swp_pfn(given.mm, pte), anon=True, exclusive=True, index=index)
             taken = True
     return taken
@@ -154,7 +156,9 @@ def _alone_on_device(given: Given, va: int) -> bool:
     if not back or back[0] + 1 == len(events):
         return bool(back)
     after = events[back[0] + 1]
-    return not (after.event == MMU_NOTIFY_CLEAR and after.start == va and after.attempt == events[back[0]].attempt)
+    return not (
+        after.event == MMU_NOTIFY_CLEAR and after.start == va and after.attempt == events[back[0]].attempt
+    )
 
 
 def exclusive_huge_page(given: Given) -> bool:
@@ -327,24 +331,13 @@ def _is_of_file(vma: Vma, pte: int, first: tuple[int, bool] | None) -> bool:
 
 
 def _new_file_entries(given: Given, level: int) -> Iterator[tuple[int, int, Vma]]:
-    """Yield (address, entry, area) of what is mapped in mappings of files after the call and was not before."""
+    """Yield (address, entry, area) of what mappings of files map after the call and did not before."""
     for (at, va), entry in given.call.after.items():
         if at != level or not entry & P or given.call.before.get((at, va), 0) & ~NONE:
             continue
         vma = given.mm.vmas.lookup(va)
         if vma is not None and vma.file is not None and vma.file.kind.has_ops:
             yield va, entry, vma
-
-
-def dax_hole(given: Given) -> bool:
-    """A page of a DAX file that a read fault answered with the zero page is a hole."""
-    taken = False
-    for va, pte, vma in _new_file_entries(given, 1):
-        assert vma.file is not None
-        if vma.file.kind.dax and pte & SPECIAL and not pte & DEVMAP:
-            vma.file.remove(vma.index(va))
-            taken = True
-    return taken
 
 
 def file_size(given: Given) -> bool:
@@ -450,6 +443,7 @@ def migrated_page(given: Given) -> bool:
     """
     mm = given.mm
     moves = []
+    destinations: dict[int, int] = {}
     for (level, va), entry in given.call.before.items():
         if level > 2 or not entry & ~NONE or entry & (P | PROTNONE | PSE):
             continue
@@ -461,11 +455,18 @@ def migrated_page(given: Given) -> bool:
             continue
         after = given.call.after.get((level, va), 0)
         went = pfn_of(after) if level == 1 else huge_pfn_of(after)
-        stayed = not after & P or went == swp_pfn(mm, entry)
+        # An entry that a write left shows the copy, if there was one, not where the page went.
+        copied = (va, va + (4096 if level == 1 else PMD_SIZE)) in given.cleared
+        stayed = not after & P or copied or went == swp_pfn(mm, entry)
         moves.append(Move(mm, va, level, None if stayed else went))
+        if not stayed:
+            destinations[swp_pfn(mm, entry)] = went
     if not moves:
         return False
-    mm.memory.migrations.append(Migration(mm.memory, moves))
+    for pfn in [*destinations, *destinations.values()]:
+        mm.memory.pages.set_flags(pfn, PG_ADOPTED)
+        mm.memory.pages.get(pfn)
+    mm.memory.migrations.append(Migration(mm.memory, moves, destinations=destinations))
     return len(moves) > 1
 
 
@@ -475,7 +476,6 @@ FACTS: list[Fact] = [
     same_file,
     visible_page_cache,
     file_size,
-    dax_hole,
     page_cache,
     page_cache_beside,
     hugetlb_page_cache,

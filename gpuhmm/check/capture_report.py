@@ -130,11 +130,7 @@ def check_call(call: CapturedCall, backend: str) -> Verdict:
 
 def capture_files(paths: list[Path]) -> list[Path]:
     """Return the files of captures among ``paths`` and in folders of them; ValueError if there are none."""
-    files = sorted(
-        file
-        for path in paths
-        for file in (path.glob("*.npz") if path.is_dir() else [path])
-    )
+    files = sorted(file for path in paths for file in (path.glob("*.npz") if path.is_dir() else [path]))
     if not files:
         raise ValueError(f"no .npz file is in {', '.join(map(str, paths))}")
     for file in files:

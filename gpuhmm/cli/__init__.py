@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import gpuhmm
+from gpuhmm.cli.faults import faults
 from gpuhmm.cli.verify import verify
 from gpuhmm.cli.walk import walk
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(walk)
 app.command()(verify)
+app.command()(faults)
 
 
 def _version(wanted: bool) -> None:

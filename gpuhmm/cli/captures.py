@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gpuhmm.check.capture_report import FamilyCount
 
 
@@ -40,6 +42,7 @@ def _print(families: list[FamilyCount], backend: str) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    console.width = max(console.width, 100)  # a table that is cut tells nothing
     table = Table(box=None, pad_edge=False)
     columns = ("family", "cases", "identical", "given facts", "different", "reproduced", "faults", "seconds")
     for name in columns:
@@ -51,7 +54,7 @@ def _print(families: list[FamilyCount], backend: str) -> None:
             one.family, *(f"{count:,}" for count in counts), share, f"{one.faults:,}", f"{one.seconds:.1f}"
         )
     console.print(table)
-    _print_facts(families)
+    _print_facts(console, families)
     for one in families:
         for difference in one.differences:
             head = f"\n{one.family}: {difference.cases} cases of {difference.scenario} differ in "
@@ -62,8 +65,7 @@ def _print(families: list[FamilyCount], backend: str) -> None:
     console.print(f"\n{backend} against the captures: {cases:,} calls, {verdict}", markup=False)
 
 
-def _print_facts(families: list[FamilyCount]) -> None:
-    from rich.console import Console
+def _print_facts(console: Console, families: list[FamilyCount]) -> None:
     from rich.table import Table
 
     from gpuhmm.check.capture_facts import FACTS
@@ -78,4 +80,4 @@ def _print_facts(families: list[FamilyCount]) -> None:
         if count:
             table.add_row(fact.__name__, f"{count:,}", rule)
     if table.row_count:
-        Console(highlight=False).print(table)
+        console.print(table)

@@ -67,7 +67,8 @@ def verify(
     captures: Annotated[
         list[Path] | None,
         typer.Option(
-            exists=True, help="Replay calls captured from a kernel, in this file or folder, and do nothing else."
+            exists=True,
+            help="Replay calls captured from a kernel, in this file or folder, and do nothing else.",
         ),
     ] = None,
     jobs: Annotated[

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.fault.entry import (
-    A,
     DEVMAP,
     DIRTY,
     NONE,
-    P,
     PMD_SIZE,
     PROTNONE,
     PSE,
     RW,
     SPECIAL,
     TABLE,
+    A,
     Fault,
+    P,
     mk_pte,
 )
 from gpuhmm.fault.handle import handle_mm_fault
@@ -75,7 +75,7 @@ class _Burst:
             vma.is_anonymous and not vma.is_hugetlb and not vma.flags & (VM_SHARED | VM_UFFD_MISSING)
         )
         self.huge = hugepage_vma_check(vmf)
-        # The kernel checks VM_WRITE before a burst; a burst of writes elsewhere is an error at its first page.
+        # A burst of writes in an area that cannot be written is an error at its first page.
         self.allowed = not self.write or bool(vma.flags & VM_WRITE)
         self.zero_pte = mk_pte(mm.zero_pfn, vmf.prot) | SPECIAL
         self.fresh = vmf.maybe_mkwrite(mk_pte(0, vmf.prot) | DIRTY)
@@ -128,7 +128,7 @@ class _Burst:
     def _rest_of_huge_page(self, va: int, end: int, level: int) -> int:
         """A huge entry that grants the access already: every further fault in it changes nothing."""
         entry = self.mm.entry(va, level)
-        if not entry & P or not entry & (PSE | DEVMAP) or entry & PROTNONE and not entry & P:
+        if not entry & P or not entry & (PSE | DEVMAP) or (entry & PROTNONE and not entry & P):
             return 0
         if self.write and entry & (RW | A | DIRTY) != RW | A | DIRTY:
             return 0

@@ -6,7 +6,7 @@ without PageAnonExclusive).
 
 from __future__ import annotations
 
-from gpuhmm.fault.entry import A, DEVMAP, DIRTY, SPECIAL, UFFD_WP, Fault, mk_pte, pfn_of
+from gpuhmm.fault.entry import DEVMAP, DIRTY, SPECIAL, UFFD_WP, A, Fault, mk_pte, pfn_of
 from gpuhmm.faults import VM_FAULT_NOPAGE, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
 from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM, PG_SWAPCACHE
 from gpuhmm.machine.rmap import page_add_new_anon_rmap, page_remove_rmap, vm_normal_page

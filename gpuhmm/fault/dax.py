@@ -6,7 +6,7 @@ mm/huge_memory.c:insert_pfn_pmd (v6.1).
 
 from __future__ import annotations
 
-from gpuhmm.fault.entry import A, DEVMAP, DIRTY, PMD_SIZE, PSE, SPECIAL, Fault, mk_pte
+from gpuhmm.fault.entry import DEVMAP, DIRTY, PMD_SIZE, PSE, SPECIAL, A, Fault, mk_pte
 from gpuhmm.faults import VM_FAULT_DONE_COW, VM_FAULT_FALLBACK, VM_FAULT_NOPAGE, VM_FAULT_OOM
 from gpuhmm.machine.rmap import page_add_new_anon_rmap
 from gpuhmm.space import NO_PFN

@@ -80,7 +80,7 @@ class Fault:
         self.tables.set_entry(self.va, level, entry)
 
     def alloc_tables(self, level: int) -> bool:
-        """Make the tables above the entry of ``level``; False if memory ran out (p4d_alloc, pmd_alloc, ...)."""
+        """Make the tables above the entry of ``level``; False if memory ran out (pmd_alloc and kin)."""
         return alloc_tables(self.mm, self.va, level)
 
     def maybe_mkwrite(self, entry: int) -> int:

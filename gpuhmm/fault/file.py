@@ -7,7 +7,7 @@ do_set_pmd; mm/filemap.c:filemap_map_pages, filemap_fault; mm/shmem.c:shmem_faul
 from __future__ import annotations
 
 from gpuhmm.fault import dax
-from gpuhmm.fault.entry import A, DIRTY, PMD_SIZE, PSE, RW, UFFD_WP, Fault, is_none, mk_pte
+from gpuhmm.fault.entry import DIRTY, PMD_SIZE, PSE, RW, UFFD_WP, A, Fault, is_none, mk_pte
 from gpuhmm.faults import (
     VM_FAULT_DONE_COW,
     VM_FAULT_ERROR,

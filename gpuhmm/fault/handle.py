@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpuhmm.fault import huge
 from gpuhmm.fault.anonymous import do_anonymous_page
 from gpuhmm.fault.cow import do_wp_page
-from gpuhmm.fault.entry import A, DEVMAP, DIRTY, NONE, P, PROTNONE, PSE, RW, Fault, pte_modify
+from gpuhmm.fault.entry import DEVMAP, DIRTY, NONE, PROTNONE, PSE, RW, A, Fault, P, pte_modify
 from gpuhmm.fault.file import do_fault
 from gpuhmm.fault.hugetlb import hugetlb_fault
 from gpuhmm.fault.swap import do_swap_page

@@ -9,8 +9,6 @@ import numpy as np
 
 from gpuhmm.fault.dax import dax_iomap_pmd_fault
 from gpuhmm.fault.entry import (
-    A,
-    D,
     DEVMAP,
     DIRTY,
     PMD_SIZE,
@@ -20,6 +18,8 @@ from gpuhmm.fault.entry import (
     SPECIAL,
     TABLE,
     UFFD_WP,
+    A,
+    D,
     Fault,
     mk_pte,
     pmd_modify,

@@ -5,7 +5,7 @@ Source: mm/hugetlb.c:hugetlb_fault, hugetlb_no_page, hugetlb_wp, make_huge_pte (
 
 from __future__ import annotations
 
-from gpuhmm.fault.entry import A, DIRTY, P, PFN, PROTNONE, PSE, RW, Fault, is_none, mk_pte
+from gpuhmm.fault.entry import DIRTY, PFN, PROTNONE, PSE, RW, A, Fault, P, is_none, mk_pte
 from gpuhmm.fault.migration import is_migration_type, remove_migration_pte
 from gpuhmm.faults import (
     VM_FAULT_HWPOISON_LARGE,
@@ -33,7 +33,7 @@ def hugetlb_fault(vmf: Fault) -> int:
             return _hwpoison(vmf)
     if not vmf.alloc_tables(level):
         return VM_FAULT_OOM
-    if is_none(entry) or entry >> 59 == vmf.mm.kernel.swp_pte_marker and not entry & (P | PROTNONE):
+    if is_none(entry) or (entry >> 59 == vmf.mm.kernel.swp_pte_marker and not entry & (P | PROTNONE)):
         return hugetlb_no_page(vmf, level)
     if not entry & (P | PROTNONE):
         return 0
@@ -125,5 +125,3 @@ def _old_page(vmf: Fault, entry: int) -> int:
 
 def _hwpoison(vmf: Fault) -> int:
     return VM_FAULT_HWPOISON_LARGE | vm_fault_set_hindex(_HSTATE_INDEX[vmf.vma.page_shift])
-
-

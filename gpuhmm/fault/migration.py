@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuhmm.fault.entry import (
-    A,
-    D,
     DIRTY,
     PSE,
     RW,
@@ -17,6 +15,8 @@ from gpuhmm.fault.entry import (
     SWP_SOFT_DIRTY,
     SWP_UFFD_WP,
     UFFD_WP,
+    A,
+    D,
     mk_pte,
     swp_offset,
     swp_pfn,

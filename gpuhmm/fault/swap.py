@@ -9,11 +9,11 @@ from __future__ import annotations
 from gpuhmm.fault.anonymous import do_anonymous_page
 from gpuhmm.fault.cow import do_wp_page
 from gpuhmm.fault.entry import (
-    A,
     DIRTY,
     RW,
     SWP_EXCLUSIVE,
     UFFD_WP,
+    A,
     Fault,
     mk_pte,
     swp_offset,

@@ -35,7 +35,9 @@ _PTES = U64(512)
 _FRAMES = U64(513)
 
 
-def _touch(ptes, write, empty, zero_pte, fresh_flags, pfn, npfns, refcount, mapcount, flags, index, base, page):
+def _touch(
+    ptes, write, empty, zero_pte, fresh_flags, pfn, npfns, refcount, mapcount, flags, index, base, page
+):
     """Serve one fault at each of ``ptes`` in turn; return (faults served, frames used).
 
     ``empty``: none entries may be filled: by ``zero_pte`` for a read, for a write by the frames from

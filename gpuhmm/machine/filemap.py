@@ -160,7 +160,9 @@ class File:
     def truncate(self, size: int) -> None:
         """Let the file end at ``size`` bytes; pages beyond leave the cache.  ValueError if it would grow."""
         if size % 4096 or not 0 <= size <= self.size:
-            raise ValueError(f"a file can only be cut at a page of it (got {size:#x} of {self.size:#x} bytes)")
+            raise ValueError(
+                f"a file can only be cut at a page of it (got {size:#x} of {self.size:#x} bytes)"
+            )
         self.punch_hole(size >> 12, self.npages)
         self.size = size
 

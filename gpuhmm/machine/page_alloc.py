@@ -47,7 +47,7 @@ class FreeFrames:
         return None
 
     def peek_run(self, most: int) -> tuple[int, int]:
-        """Return (first, count): what the next ``count <= most`` calls of ``take(0)`` would give, in order."""
+        """Return (first, count): what the next ``count <= most`` calls of ``take(0)`` would give."""
         if not self._firsts:
             return 0, 0
         first = self._firsts[0]
@@ -64,7 +64,7 @@ class FreeFrames:
             self.left -= count
 
     def take_blocks(self, order: int, most: int) -> tuple[int, int]:
-        """Return (first, count) of the adjoining blocks that the next ``count <= most`` ``take(order)`` give."""
+        """Take what the next ``count <= most`` ``take(order)`` give, side by side: (first, count)."""
         size = 1 << order
         most = most if self.left is None else min(most, self.left // size)
         for i, (first, end) in enumerate(zip(self._firsts, self._ends, strict=True)):

@@ -228,7 +228,9 @@ class PhysicalMemory:
         if self.pages.refcount(pfn):
             return
         kind = (PG_ANON | (PG_ANON_EXCLUSIVE if exclusive else 0)) if anon else PG_FILE
-        self.pages.fill(pfn, 1 << order, order=order, mapcount=1, flags=(kind & ~PG_ANON_EXCLUSIVE) | PG_ADOPTED)
+        self.pages.fill(
+            pfn, 1 << order, order=order, mapcount=1, flags=(kind & ~PG_ANON_EXCLUSIVE) | PG_ADOPTED
+        )
         self.pages.set_flags(pfn, kind)
         self.pages.get(pfn, 1 if exclusive else 1 + ELSEWHERE)
         for done in range(1 << order):

@@ -48,7 +48,7 @@ def vm_normal_page(mm: AddressSpace, vma: Vma, va: int, pte: int) -> int | None:
 
 
 def huge_normal_page(mm: AddressSpace, vma: Vma, va: int, pmd: int) -> int | None:
-    """Return the head PFN of a huge page of 2 MiB, adopted if need be; None for the huge zero page and DAX."""
+    """Return the head PFN of a huge page, adopted if need be; None for the huge zero page and DAX."""
     pfn = ((pmd if pmd & _P else ~pmd) & int(x86.PMD_PFN_MASK)) >> 12
     if pmd & _DEVMAP or pfn == mm.huge_zero_pfn:
         return None

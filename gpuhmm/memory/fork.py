@@ -12,18 +12,18 @@ from errno import ENOMEM
 from typing import TYPE_CHECKING
 
 from gpuhmm.fault.entry import (
-    A,
-    D,
     DEVMAP,
     NONE,
-    P,
     PFN,
     PROTNONE,
     PSE,
     RW,
     SWP_EXCLUSIVE,
     UFFD_WP,
+    A,
+    D,
     Fault,
+    P,
     alloc_tables,
     swp_offset,
     swp_pfn,
@@ -31,7 +31,6 @@ from gpuhmm.fault.entry import (
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.fault.migration import is_migration_type
 from gpuhmm.fault.swap import remove_device_exclusive_entry
-from gpuhmm.memory.mmap import exit_mmap
 from gpuhmm.machine.page import PG_ANON
 from gpuhmm.machine.rmap import (
     huge_normal_page,
@@ -41,6 +40,7 @@ from gpuhmm.machine.rmap import (
     vm_normal_page,
 )
 from gpuhmm.machine.swapfile import slot_of
+from gpuhmm.memory.mmap import exit_mmap
 from gpuhmm.memory.zap import pmd_pieces
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_PROTECTION_PAGE
@@ -204,9 +204,7 @@ def _copy_pinned(child: AddressSpace, vma: Vma, va: int, pte: int, pfn: int) -> 
     return True
 
 
-def _copy_nonpresent_pte(
-    mm: AddressSpace, child: AddressSpace, va: int, pte: int, private: bool
-) -> bool:
+def _copy_nonpresent_pte(mm: AddressSpace, child: AddressSpace, va: int, pte: int, private: bool) -> bool:
     memory, kernel = mm.memory, mm.kernel
     swp_type = pte >> 59
     if swp_type < kernel.max_swapfiles:

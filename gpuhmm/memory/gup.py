@@ -20,8 +20,8 @@ from gpuhmm.faults import (
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_OOM,
 )
-from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.machine.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE
+from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.tables import NO_CHILD, Words
 from gpuhmm.vma import VM_ACCESS_FLAGS, VM_READ, VM_SHARED, VM_WRITE
@@ -84,7 +84,7 @@ def _errno(ret: int) -> int:
 
 @write_locked
 def load(mm: AddressSpace, va: int) -> int:
-    """Return the word that was stored last in the page at ``va``, 0 if none was; a negative errno if it cannot."""
+    """Return the word that was stored last in the page at ``va``, 0 if none was, or a negative errno."""
     pfn = access(mm, va)
     if pfn < 0 or pfn == mm.zero_pfn:
         return min(pfn, 0)
@@ -159,5 +159,3 @@ def unpin_user_pages(mm: AddressSpace, pfns: Words) -> None:
     for pfn in pfns.tolist():
         if mm.memory.pages.refcount(pfn):
             mm.memory.put_page(pfn, GUP_PIN_COUNTING_BIAS)
-
-

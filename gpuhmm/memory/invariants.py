@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm import x86
-from gpuhmm.fault.entry import DEVMAP, NONE, P, PFN, PROTNONE, PSE, SPECIAL, huge_pfn_of, pfn_of, swp_offset, swp_pfn
+from gpuhmm.fault.entry import (
+    DEVMAP,
+    NONE,
+    PFN,
+    PROTNONE,
+    PSE,
+    SPECIAL,
+    P,
+    huge_pfn_of,
+    pfn_of,
+    swp_offset,
+    swp_pfn,
+)
 from gpuhmm.machine.page import (
     GUP_PIN_COUNTING_BIAS,
     PG_ADOPTED,
@@ -85,7 +97,7 @@ def _check_tables(memory: PhysicalMemory, mm: AddressSpace) -> None:
                 child = int(tables.child[row, slot])
                 pfn = (int(tables.upper[row, slot]) & PFN) >> 12
                 assert tables.where.get(pfn) == (level - 1, child), (
-                    f"the level {level} entry {int(tables.upper[row, slot]):#x} must lead to the table of its PFN"
+                    f"the level {level} entry {int(tables.upper[row, slot]):#x} must lead to its table"
                 )
                 reached[level - 1, child] += 1
                 below.append(child)
@@ -196,7 +208,8 @@ def _check_refcount(memory: PhysicalMemory, pfn: int, refcount: int, counts: _Co
     expected = counts.references[pfn] + cache + counts.held[pfn] + swap_cache
     zero = any(pfn == mm.huge_zero_pfn for mm in memory.spaces)
     pins, rest = divmod(refcount - expected - zero, GUP_PIN_COUNTING_BIAS)
-    assert rest == 0 and pins >= 0, f"page {pfn:#x} must have {expected} references (got {refcount})"
+    right = rest == 0 and pins >= 0
+    assert right, f"page {pfn:#x} must have {expected} references (got {refcount})"
     assert bool(flags & PG_SWAPCACHE) == bool(swap_cache), f"page {pfn:#x} must know of its swap slot"
     device = memory.device_of(pfn) is not None
     assert bool(flags & PG_DEVICE) == device, f"page {pfn:#x} must know whether it is a device's"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import A, D, NONE, P, PMD_SIZE, PROTNONE, Fault
+from gpuhmm.fault.entry import NONE, PMD_SIZE, PROTNONE, A, D, Fault, P
 from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.memory.memory_failure import soft_poison_range
-from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.machine.page import PG_LAZYFREE, PG_SWAPCACHE
 from gpuhmm.machine.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.memory.memory_failure import soft_poison_range
+from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.memory.vmscan import swap_out
 from gpuhmm.memory.zap import drop_entry, pmd_pieces, zap_page_range
 from gpuhmm.mmap_lock import write_locked

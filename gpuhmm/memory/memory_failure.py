@@ -9,11 +9,11 @@ from __future__ import annotations
 from errno import EBUSY
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import NONE, P, PFN, PROTNONE, PSE, Fault, pfn_of
+from gpuhmm.fault.entry import NONE, PFN, PROTNONE, PSE, Fault, P, pfn_of
 from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.memory.gup import access, leaf_entry
 from gpuhmm.machine.page import PG_HUGETLB, PG_HWPOISON
 from gpuhmm.machine.rmap import page_remove_rmap, rmap_walk
+from gpuhmm.memory.gup import access, leaf_entry
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.x86 import encode_swap
 
@@ -52,7 +52,9 @@ def memory_failure(mm: AddressSpace, va: int) -> int:
         if not vma.is_anonymous or not split_huge_pmd(Fault(mm, vma, va, 0)):
             return -EBUSY
         level, entry = leaf_entry(mm, va)
-    pfn = pfn_of(entry) if level == 1 else (entry & PFN) >> 12 >> (vma.page_shift - 12) << (vma.page_shift - 12)
+    pfn = (
+        pfn_of(entry) if level == 1 else (entry & PFN) >> 12 >> (vma.page_shift - 12) << (vma.page_shift - 12)
+    )
     if pfn == mm.zero_pfn or not memory.pages.refcount(pfn):
         return -EBUSY
     hugetlb = bool(memory.pages.flags(pfn) & PG_HUGETLB)

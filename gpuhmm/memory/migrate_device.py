@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from gpuhmm.fault.entry import (
     NONE,
-    P,
     PROTNONE,
     RW,
     SPECIAL,
     Fault,
+    P,
     alloc_tables,
     mk_pte,
     pfn_of,
@@ -28,11 +28,11 @@ from gpuhmm.fault.entry import (
 from gpuhmm.fault.handle import handle_mm_fault
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.fault.migration import swp_flags
-from gpuhmm.faults import VM_FAULT_ERROR, VM_FAULT_OOM, FAULT_FLAG_WRITE
+from gpuhmm.faults import FAULT_FLAG_WRITE, VM_FAULT_ERROR, VM_FAULT_OOM
 from gpuhmm.machine.device import DeviceMemory
-from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
 from gpuhmm.machine.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
+from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE
 from gpuhmm.space import NO_PFN
@@ -192,9 +192,9 @@ def migrate_to_device(mm: AddressSpace, start: int, end: int, device: DeviceMemo
 
 
 def _to_device(mm: AddressSpace, vma: Vma, va: int, device: DeviceMemory) -> bool:
-    if mm.page_tables.row(va, 1) == NO_CHILD and mm.entry(va, 2) & ~NONE:
-        if not split_huge_pmd(Fault(mm, vma, va, 0)):
-            return False
+    huge = mm.page_tables.row(va, 1) == NO_CHILD and mm.entry(va, 2) & ~NONE
+    if huge and not split_huge_pmd(Fault(mm, vma, va, 0)):
+        return False
     entry = mm.entry(va, 1)
     if not entry & ~NONE or (entry & P and entry & SPECIAL and pfn_of(entry) == mm.zero_pfn):
         return _insert_device_page(mm, vma, va, device)
@@ -225,7 +225,9 @@ def _may_move(mm: AddressSpace, pfn: int) -> bool:
     pages = mm.memory.pages
     page = pages.page(pfn)
     if not page.flags & PG_ANON or page.flags & (PG_KSM | PG_DEVICE) or page.mapcount != 1:
-        return False  # pages of a device, coherent ones too, are not of the system (MIGRATE_VMA_SELECT_SYSTEM)
+        return (
+            False  # pages of a device, coherent ones too, are not of the system (MIGRATE_VMA_SELECT_SYSTEM)
+        )
     if page.order:
         return pages.refcount(pfn) == 1 << page.order
     return page.refcount == 1
@@ -287,5 +289,3 @@ def make_device_exclusive_range(mm: AddressSpace, start: int, end: int, owner: i
             mm.page_tables.set_entry(va, 1, encode_swap(swp_type, pfn) | swp_flags(entry))
         pfns[i] = pfn
     return pfns
-
-

@@ -11,24 +11,24 @@ from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from gpuhmm.fault.entry import (
-    D,
     NONE,
-    P,
     PMD_SIZE,
     PROTNONE,
     PSE,
     RW,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
+    D,
     Fault,
+    P,
     pmd_modify,
     pte_modify,
     swp_offset,
 )
 from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
 from gpuhmm.machine.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.memory.zap import pmd_pieces
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.notifier import MMU_NOTIFY_PROTECTION_VMA
@@ -208,5 +208,3 @@ def numa_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> i
         return entry
     hint = _modified(vma, entry, PROTNONE, level)
     return hint | RW if entry & RW else hint
-
-

@@ -11,7 +11,7 @@ from __future__ import annotations
 from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import NONE, P, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP
+from gpuhmm.fault.entry import NONE, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP, P
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.memory.mprotect import change_protection
 from gpuhmm.mmap_lock import write_locked

@@ -9,13 +9,13 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import D, NONE, P, PROTNONE, SWP_EXCLUSIVE, Fault
+from gpuhmm.fault.entry import NONE, PROTNONE, SWP_EXCLUSIVE, D, Fault, P
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.fault.migration import swp_flags
-from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE, PG_KSM, PG_LAZYFREE, PG_SWAPCACHE
 from gpuhmm.machine.rmap import page_remove_rmap, vm_normal_page
 from gpuhmm.machine.swapfile import SLOT_TYPE_SHIFT
+from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.zap import pmd_pieces
 from gpuhmm.mmap_lock import write_locked
 from gpuhmm.tables import NO_CHILD
@@ -41,9 +41,11 @@ def swap_out(mm: AddressSpace, start: int, end: int) -> int:
     gone = 0
     for vma in areas:
         for va, past in pmd_pieces(mm, max(start, vma.start), min(end, vma.end)):
+            huge = mm.page_tables.row(va, 1) == NO_CHILD
+            if huge and not (mm.entry(va, 2) & (P | PROTNONE) and split_huge_pmd(Fault(mm, vma, va, 0))):
+                continue
             if mm.page_tables.row(va, 1) == NO_CHILD:
-                if not mm.entry(va, 2) & (P | PROTNONE) or not split_huge_pmd(Fault(mm, vma, va, 0)):
-                    continue
+                continue  # a huge page of a file: the split has unmapped it
             gone += sum(_page_out(mm, vma, at) for at in range(va, past, 4096))
     return gone
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.fault.entry import DEVMAP, NONE, P, PFN, PMD_SIZE, PROTNONE, PSE, Fault, swp_offset, swp_pfn
+from gpuhmm.fault.entry import DEVMAP, NONE, PFN, PMD_SIZE, PROTNONE, PSE, Fault, P, swp_offset, swp_pfn
 from gpuhmm.fault.huge import split_huge_pmd
 from gpuhmm.machine.page import PG_TABLE
 from gpuhmm.machine.rmap import huge_normal_page, page_remove_rmap, vm_normal_page

@@ -1,6 +1,7 @@
 """The mirror itself: its page table, range sizes, counters, refusals, and coherence under threads."""
 
 import errno
+import random
 import threading
 import time
 
@@ -280,6 +281,21 @@ def test_mirrors_that_are_closed_hear_nothing(process):
 STRESS_PAGES = 1024
 
 
+class LateLock:
+    """A lock that commands take late, so that more comes between a walk and the use of it."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.acquire, self.release = self.lock.acquire, self.lock.release  # what callbacks use
+
+    def __enter__(self):
+        time.sleep(random.choice((0, 0, 2e-4, 2e-3)))
+        self.lock.acquire()
+
+    def __exit__(self, *error):
+        self.lock.release()
+
+
 def grants(mm, va):
     """Return (PFN, writable) of what the page table lets a device reach at ``va``, None for nothing."""
     kernel = mm.kernel
@@ -298,6 +314,8 @@ def test_the_device_never_reaches_more_than_the_page_table_grants(backend):
     process = Process("v6.1", backend)
     mm, end = process.mm, BUFFER + STRESS_PAGES * PAGE
     process.mmap(STRESS_PAGES)
+    for mirror in process.mirrors:
+        mirror._table.mutex = LateLock()
 
     def some(rng, most=64):
         start = BUFFER + rng.randrange(STRESS_PAGES) * PAGE

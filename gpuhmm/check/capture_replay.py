@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from gpuhmm.backends import hmm_range_fault
-from gpuhmm.check.capture_facts import FACTS, Fact, Given
+from gpuhmm.check.capture_facts import FACTS, Fact
+from gpuhmm.check.capture_given import Given
 from gpuhmm.check.captured_call import (
     HANDLE_MM_FAULT,
     KIND_DAX,

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_faults.py [--hole]
 
-Each figure is the best of several runs in one process, by the clock and by the time that the process had a CPU:
+Each figure is the best of several runs in one process, by the clock and by the CPU time that it took:
 on a machine with other work the two differ.  Page descriptors exist before the clock starts, as
 Linux's memory map does after boot; page tables are made while it runs.  ``--hole`` needs about 6 GiB.
 """

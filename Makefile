@@ -23,7 +23,7 @@ help:
 	touch $@
 
 .venv/bench.done: .venv/core.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[out]'
 	touch $@
 
 .venv/lint.done: .venv/core.done

@@ -167,13 +167,15 @@ class _Batch:
         rets[self.batch.starts == self.batch.ends] = -EINVAL
         at, window = 0, count
         while at < count:
-            past = self.fresh_until(at, min(count, at + window))
+            # A walk asks the notifier and reads the tables under one hold.
+            with self.batch.notifier.mm.mmap_lock.read():
+                past = self.fresh_until(at, min(count, at + window))
+                stop = self.resolver.resolve(at, past) if past > at else at
             if past == at:
                 rets[at] = -EBUSY
                 self.done(at, at + 1)
                 at += 1
                 continue
-            stop = self.resolver.resolve(at, past)
             self.done(at, stop, written=True)
             at = stop
             window = 2 * window
@@ -199,9 +201,15 @@ class _Batch:
         """Count the one walk of each range, and put gathered words back where they came from."""
         if self.ranges is None:
             self.batch.stats.walks += past - first
+            if self.batch.stats.trace is not None and written:
+                bounds = zip(self.batch.starts[first:past], self.batch.ends[first:past], strict=True)
+                for start, end in bounds:
+                    self.batch.stats.begin_walk(int(start), int(end))
             return
         offsets = self.batch.offsets
         for i in range(first, past):
             self.ranges[i].stats.walks += 1
+            if written:
+                self.ranges[i].stats.begin_walk(self.ranges[i].start, self.ranges[i].end)
             if written:
                 self.ranges[i].hmm_pfns[:] = self.batch.hmm_pfns[offsets[i] : offsets[i + 1]]

@@ -38,6 +38,11 @@ class KernelProfile:
     #: Flags that pmd_bad leaves out.
     pmd_bad_ignores: int
 
+    @property
+    def has_anon_exclusive(self) -> bool:
+        """The kernel marks anonymous pages that one process owns (PageAnonExclusive, v5.19 and later)."""
+        return self.swp_migration_read_exclusive != NO_TYPE
+
     def __post_init__(self) -> None:
         for field, value in vars(self).items():
             if (

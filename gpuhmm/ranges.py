@@ -15,6 +15,15 @@ from gpuhmm.notifier import MmuIntervalNotifier
 
 
 @dataclass
+class WalkStep:
+    """One ``walk_page_range(start, end)`` of a call, in bytes, and its return code."""
+
+    start: int
+    end: int
+    ret: int = 0
+
+
+@dataclass
 class RangeStats:
     """What one call did, as the sequential kernel would count it."""
 
@@ -26,6 +35,15 @@ class RangeStats:
     migration_waits: int = 0
     #: Huge PUDs that the walk itself split.
     splits: int = 0
+    #: Where every walk began and how it ended, if somebody wants to know: a list that it is added to.
+    trace: list[Any] | None = None
+
+    def begin_walk(self, start: int, end: int) -> WalkStep:
+        """Count a walk that begins, and return the step whose ``ret`` is to be set when it ends."""
+        step = WalkStep(start, end)
+        if self.trace is not None:
+            self.trace.append(step)
+        return step
 
 
 @dataclass

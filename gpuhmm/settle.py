@@ -11,7 +11,7 @@ from __future__ import annotations
 from errno import EBUSY, EFAULT, EINVAL, EPERM
 from typing import NamedTuple, Protocol
 
-from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, FaultHandler
+from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, BurstHandler, FaultHandler
 from gpuhmm.hmm import HMM_NEED_WRITE_FAULT
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
@@ -82,20 +82,25 @@ class _Settlement:
         self.wave = resolver.first_wave
 
     def run(self) -> int:
+        with self.mm.mmap_lock.read():
+            try:
+                return self.restart_until_done()
+            finally:
+                self.resolver.finish(self.last)
+
+    def restart_until_done(self) -> int:
         guard = LivelockGuard(self.mm)
-        try:
-            while True:
-                self.range.stats.walks += 1
-                if self.range.notifier.check_retry(self.range.notifier_seq):
-                    return -EBUSY
-                if self.range.start >= self.range.end:
-                    return -EINVAL
-                ret = self.walk()
-                if ret != -EBUSY:
-                    return ret
-                guard.restarting_at(self.last)
-        finally:
-            self.resolver.finish(self.last)
+        while True:
+            self.range.stats.walks += 1
+            if self.range.notifier.check_retry(self.range.notifier_seq):
+                return -EBUSY
+            if self.range.start >= self.range.end:
+                return -EINVAL
+            step = self.range.stats.begin_walk(self.last, self.range.end)
+            ret = step.ret = self.walk()
+            if ret != -EBUSY:
+                return ret
+            guard.restarting_at(self.last)
 
     def walk(self) -> int:
         """Go on at ``last`` until the end (0), an error, or a fault after which to restart (-EBUSY)."""
@@ -122,11 +127,14 @@ class _Settlement:
             level = 1 if stop.action == _WAIT_PTE else 2
             self.range.stats.migration_waits += 1
             va = stop.va if level == 1 else stop.va & -(1 << 21)
-            self.handler.migration_entry_wait(self.mm, va, level)
+            with self.mm.mmap_lock.released():
+                self.handler.migration_entry_wait(self.mm, va, level)
             return -EBUSY
         if stop.action in (_SPLIT, _CLEAR):
-            self.range.stats.splits += stop.action == _SPLIT
-            self.mm.set_entry(stop.va, stop.level, 0)
+            with self.mm.mmap_lock.write() as undisturbed:
+                if undisturbed:  # else another thread may have changed the entry: look again
+                    self.range.stats.splits += stop.action == _SPLIT
+                    self.mm.set_entry(stop.va, stop.level, 0)
             return 0
         if stop.action == _MISSING:
             raise ValueError(
@@ -142,11 +150,19 @@ class _Settlement:
             if not vma.flags & VM_WRITE:
                 return -EPERM
             flags |= FAULT_FLAG_WRITE
-        mm, stats, handle_mm_fault = self.mm, self.range.stats, self.handler.handle_mm_fault
-        for va in range(stop.va, stop.end, 4096):
-            stats.faults += 1
-            if handle_mm_fault(mm, vma, va, flags) & VM_FAULT_ERROR:
-                return -EFAULT
+        mm, stats = self.mm, self.range.stats
+        with mm.mmap_lock.write() as undisturbed:
+            if not undisturbed and mm.vmas.lookup(stop.va) is not vma:
+                return -EBUSY  # another thread changed the area in the meantime: walk again
+            handler = self.handler
+            if isinstance(handler, BurstHandler):
+                calls, ret = handler.handle_mm_fault_range(mm, vma, stop.va, stop.end, flags)
+                stats.faults += calls
+                return -EFAULT if ret & VM_FAULT_ERROR else -EBUSY
+            for va in range(stop.va, stop.end, 4096):
+                stats.faults += 1
+                if handler.handle_mm_fault(mm, vma, va, flags) & VM_FAULT_ERROR:
+                    return -EFAULT
         return -EBUSY
 
     @property

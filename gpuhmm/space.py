@@ -8,23 +8,28 @@ built from given tables or from nothing with :meth:`AddressSpace.mmap` and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuhmm import x86
 from gpuhmm.faults import FaultHandler
-from gpuhmm.notifier import MmuIntervalNotifier, NotifierSubscriptions
+from gpuhmm.mmap_lock import MmapLock, write_locked
+from gpuhmm.notifier import Invalidate, MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.profile import KernelProfile, kernel_profile
 from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
-from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma, VmaList
+from gpuhmm.vma import VM_READ, VM_WRITE, Vma, VmaList
 from gpuhmm.x86 import level_shift
+
+if TYPE_CHECKING:
+    from gpuhmm.machine.filemap import File
+    from gpuhmm.machine.physical import PhysicalMemory
 
 #: The huge zero page before anybody allocated it.
 NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
-
-_PROT = VM_READ | VM_WRITE | VM_EXEC
 
 
 class AddressSpace:
@@ -32,6 +37,7 @@ class AddressSpace:
 
     ``AddressSpace()`` is empty; :meth:`from_tables` takes the pages of a real one.  ``faults`` is a
     :class:`gpuhmm.FaultHandler`; without one, gpuhmm's own model of ``handle_mm_fault()`` serves.
+    ``memory`` is the machine whose pages it maps; without one it has a machine of its own.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class AddressSpace:
         device_private: Iterable[tuple[int, int, int]] = (),
         faults: FaultHandler | None = None,
         page_tables: PageTables | None = None,
+        memory: PhysicalMemory | None = None,
     ) -> None:
         self.kernel = kernel_profile(kernel)
         self.page_tables = PageTables(levels, root_pfn) if page_tables is None else page_tables
@@ -63,9 +70,14 @@ class AddressSpace:
         self.vmas = VmaList(vmas)
         for vma in self.vmas:
             self._check_top(vma.end)
+        self.mmap_lock = MmapLock()
         self.subscriptions = NotifierSubscriptions()
         self._faults = faults
         self._table_pfn = root_pfn
+        self._memory: PhysicalMemory | None = None
+        if memory is not None:
+            memory.add_space(self)
+            self._memory = memory
 
     @classmethod
     def from_tables(
@@ -110,6 +122,17 @@ class AddressSpace:
         return 1 << (12 + 9 * self.levels)
 
     @property
+    def memory(self) -> PhysicalMemory:
+        """The machine's memory, made when it is first asked for."""
+        if self._memory is None:
+            from gpuhmm.machine.physical import PhysicalMemory
+
+            memory = PhysicalMemory()
+            memory.add_space(self)
+            self._memory = memory
+        return self._memory
+
+    @property
     def faults(self) -> FaultHandler:
         """The handler of faults; the default model is made when it is first asked for."""
         if self._faults is None:
@@ -128,6 +151,7 @@ class AddressSpace:
         """Return the raw entry of ``level`` (1 PTE, 2 PMD, 3 PUD, 4, 5) over ``va``; 0 without a table."""
         return self.page_tables.entry(int(va), level)
 
+    @write_locked
     def set_entry(self, va: int, level: int, value: int) -> None:
         """Store a raw entry; one that points to an unknown table PFN adds an empty table.
 
@@ -137,53 +161,76 @@ class AddressSpace:
 
     def tables(self) -> tuple[Words, Words]:
         """Return a copy of all table pages: their PFNs, uint64[n], and entries, uint64[n, 512]."""
-        return self.page_tables.pages()
+        with self.mmap_lock.read():
+            return self.page_tables.pages()
 
     # -- notifiers ----------------------------------------------------------------------------
 
-    def notifier(self, start: int, end: int) -> MmuIntervalNotifier:
-        """Return a new interval notifier over ``[start, end)``.  ValueError for an empty range."""
-        if not 0 <= start < end:
-            raise ValueError(f"a notifier must cover start < end (got {start:#x}, {end:#x})")
-        return MmuIntervalNotifier(self, int(start), int(end))
+    def notifier(self, start: int, end: int, invalidate: Invalidate | None = None) -> MmuIntervalNotifier:
+        """Return a new interval notifier over ``[start, end)``, with the driver's callback if it has one.
+
+        ValueError for an empty range.
+        """
+        return MmuIntervalNotifier(self, int(start), int(end), invalidate)
 
     # -- building a space from nothing --------------------------------------------------------
 
-    def mmap(self, start: int, end: int, flags: int = VM_READ | VM_WRITE, page_shift: int = 12) -> Vma:
-        """Add a VMA over ``[start, end)`` and return it.  ValueError if it overlaps another."""
-        vma = Vma(start, end, flags, page_shift)
+    @write_locked
+    def mmap(
+        self,
+        start: int,
+        end: int,
+        flags: int = VM_READ | VM_WRITE,
+        page_shift: int = 12,
+        *,
+        file: File | None = None,
+        pgoff: int | None = None,
+    ) -> Vma:
+        """Add a VMA over ``[start, end)``, of ``file`` from its page ``pgoff`` on, and return it.
+
+        ValueError if it overlaps another.
+        """
+        if pgoff is None:
+            pgoff = start >> 12 if file is None else 0
+        vma = Vma(start, end, flags, page_shift, file, pgoff)
         self._check_top(end)
         self.vmas.add(vma)
         return vma
 
-    def munmap(self, start: int, end: int) -> None:
-        """Remove areas and clear entries in ``[start, end)``; notifiers over it are invalidated.
+    def munmap(self, start: int, end: int) -> int:
+        """Remove areas and their pages in ``[start, end)``; see :func:`gpuhmm.memory.munmap`."""
+        from gpuhmm.memory.mmap import munmap
 
-        ValueError where the ends are unaligned, cut a hugetlb page or a huge mapping.
-        """
-        self._check_range(start, end)
-        pieces = list(self._leaf_pieces(start, end))
-        with self.subscriptions.invalidate_range(start, end):
-            self.vmas.remove(start, end)
-            for level, row, slot, count, _ in pieces:
-                self._store(level, row, slot, np.zeros(count, dtype=np.uint64))
+        return munmap(self, start, end)
 
-    def mprotect(self, start: int, end: int, prot: int) -> None:
-        """Set VM_READ, VM_WRITE and VM_EXEC of ``[start, end)`` and narrow its entries accordingly.
+    def mprotect(self, start: int, end: int, prot: int) -> int:
+        """Set VM_READ, VM_WRITE and VM_EXEC of ``[start, end)``; see :func:`gpuhmm.memory.mprotect`."""
+        from gpuhmm.memory.mprotect import mprotect
 
-        Entries lose RW without VM_WRITE, and become PROTNONE without any of the three; in a shared
-        area they gain nothing until the next fault.  Notifiers over the range are invalidated.
-        """
-        self._check_range(start, end)
-        if prot & ~_PROT:
-            raise ValueError(f"prot must be made of VM_READ, VM_WRITE and VM_EXEC (got {prot:#x})")
-        pieces = list(self._leaf_pieces(start, end))
-        with self.subscriptions.invalidate_range(start, end):
-            self.vmas.set_flags(start, end, ~_PROT, prot)
-            for level, row, slot, count, _ in pieces:
-                pool = self.page_tables.leaf if level == 1 else self.page_tables.upper
-                self._store(level, row, slot, _protected(pool[row, slot : slot + count].copy(), prot))
+        return mprotect(self, start, end, prot)
 
+    def give_file(self, vma: Vma) -> Vma:
+        """Put a file of its own behind a shared area that has none, as mmap does (shmem_zero_setup)."""
+        from gpuhmm.machine.filemap import File
+
+        current = self.vmas.lookup(vma.start)
+        if current is not None and current.file is not None:
+            return current
+        kind = "hugetlb" if vma.is_hugetlb else "shmem"
+        file = File(self.memory, vma.end - vma.start, kind)
+        given = replace(vma, file=file, pgoff=0)
+        self.vmas.replace(vma if current is None else current, given)
+        return given
+
+    def get_huge_zero_page(self) -> int:
+        """Return the PFN of the huge zero page, allocated if need be; NO_PFN if there is no memory."""
+        if self.huge_zero_pfn == NO_PFN:
+            known = [mm.huge_zero_pfn for mm in self.memory.spaces if mm.huge_zero_pfn != NO_PFN]
+            pfn = known[0] if known else self.memory.alloc_page(9)
+            self.huge_zero_pfn = NO_PFN if pfn is None else pfn
+        return self.huge_zero_pfn
+
+    @write_locked
     def map_pfns(self, va: int, pfns: Words, *, level: int = 1, flags: int | None = None) -> None:
         """Map consecutive pages from ``va`` on: at 4 KiB (level 1), 2 MiB (2) or 1 GiB (3).
 
@@ -204,6 +251,9 @@ class AddressSpace:
         if flags is None:
             flags = self._default_flags(va, level)
         entries = (pfns << x86.PAGE_SHIFT) | np.uint64(flags)
+        if self._memory is not None:
+            for pfn in pfns.tolist():
+                self._memory.reserve(pfn, pfn + (size >> 12))
         for row, slot, done, count in self._rows(va, len(pfns), level):
             if level > 1 and (self.page_tables.child[row, slot : slot + count] != NO_CHILD).any():
                 raise ValueError(f"tables of smaller pages stand where {size:#x} pages are mapped at {va:#x}")
@@ -218,6 +268,7 @@ class AddressSpace:
         self._table_pfn = pfn
         return pfn
 
+    @write_locked
     def make_tables(self, va: int, level: int) -> None:
         """Make every missing table on the way to the entry of ``level`` over ``va`` (__pmd_alloc and kin)."""
         for upper in range(self.levels, level, -1):
@@ -270,7 +321,7 @@ class AddressSpace:
         vma = self.vmas.lookup(va)
         if vma is None:
             raise ValueError(f"va {va:#x} must lie in a VMA, or flags be given")
-        flags = vm_page_prot(vma.flags) | int(x86.PAGE_ACCESSED)
+        flags = vma.vm_page_prot | int(x86.PAGE_ACCESSED)
         if vma.flags & VM_WRITE:
             flags |= int(x86.PAGE_RW | x86.PAGE_DIRTY)
         return flags | (int(x86.PAGE_PSE) if level > 1 else 0)
@@ -283,34 +334,6 @@ class AddressSpace:
         if start % 4096 or end % 4096 or not 0 <= start < end:
             raise ValueError(f"a range must be page aligned, start < end (got {start:#x}, {end:#x})")
         self._check_top(end)
-
-
-def vm_page_prot(vm_flags: int) -> int:
-    """Return the protection bits of a fresh entry in an area of these flags.
-
-    A private writable area has no RW: the first write copies.  Source:
-    arch/x86/include/asm/pgtable_types.h (v5.18).
-    """
-    if not vm_flags & _PROT:
-        return int(x86.PAGE_ACCESSED | x86.PAGE_PROTNONE)
-    prot = int(x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_ACCESSED)
-    if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
-        prot |= int(x86.PAGE_RW)
-    return prot if vm_flags & VM_EXEC else prot | int(x86.PAGE_NX)
-
-
-def _protected(entries: Words, prot: int) -> Words:
-    """Return present entries as ``change_protection`` leaves them; others stay as they are."""
-    present = (entries & (x86.PAGE_PRESENT | x86.PAGE_PROTNONE)) != 0
-    inverted = present & ((entries & x86.PAGE_PRESENT) == 0)
-    upright = np.where(inverted, entries ^ x86.PTE_PFN_MASK, entries)
-    keep = upright & ~(x86.PAGE_PRESENT | x86.PAGE_RW | x86.PAGE_USER | x86.PAGE_PROTNONE | x86.PAGE_NX)
-    changed = keep | np.uint64(vm_page_prot(prot))
-    if prot & VM_WRITE:
-        changed |= upright & x86.PAGE_RW
-    if not prot:
-        changed ^= x86.PTE_PFN_MASK
-    return np.where(present, changed, entries)
 
 
 def _owner_table(device_private: Iterable[tuple[int, int, int]]) -> npt.NDArray[np.uint64]:

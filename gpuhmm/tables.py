@@ -7,6 +7,7 @@ upper entry stands the row of the table that it points to.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -54,7 +55,8 @@ class PageTables:
         self._upper = np.zeros((8, 512), dtype=np.uint64)
         self._child = np.full((8, 512), NO_CHILD, dtype=np.int32)
         self._leaf = np.zeros((8, 512), dtype=np.uint64)
-        self._counts = [0, 0]  # rows in use: leaf, upper
+        self._counts = [0, 0]  # rows up to the last one in use: leaf, upper
+        self._dropped: tuple[list[int], list[int]] = ([], [])  # rows below that are free again
         self.where: dict[int, tuple[int, int]] = {}  # PFN of a table -> its level and row
         self.unreached: dict[int, Words] = {}  # tables that were given but that nothing points to
         self._logs: list[ChangeLog] = []
@@ -165,12 +167,15 @@ class PageTables:
     def _new_table(self, pfn: int, level: int) -> int:
         """Add a table: with the content that came with it, or empty."""
         which = 0 if level == 1 else 1
-        row = self._counts[which]
-        self.reserve(leaf=row + 1) if which == 0 else self.reserve(upper=row + 1)
+        if self._dropped[which]:
+            row = self._dropped[which].pop()
+        else:
+            row = self._counts[which]
+            self.reserve(leaf=row + 1) if which == 0 else self.reserve(upper=row + 1)
+            self._counts[which] += 1
         pool = self._upper if which else self._leaf
         content = self.unreached.pop(pfn, None)
         pool[row] = 0 if content is None else content
-        self._counts[which] += 1
         self.where[pfn] = (level, row)
         for log in self._logs:
             (log.upper if which else log.leaf).add(row)
@@ -178,6 +183,28 @@ class PageTables:
             for slot in np.flatnonzero(content):
                 self._child[row, slot] = self._child_of(int(content[slot]), level)
         return row
+
+    def drop_table(self, va: int, level: int) -> int | None:
+        """Forget the table whose entries of ``level`` cover ``va``, and clear the entry that points to it.
+
+        Return its PFN, None if there is no such table.  Its entries must point to no table.  ValueError
+        for the top table.
+        """
+        if not 1 <= level < self.levels:
+            raise ValueError(f"level must be 1 to {self.levels - 1} (got {level})")
+        row = self.row(va, level)
+        if row == NO_CHILD:
+            return None
+        pfn = (self.entry(va, level + 1) & int(x86.PTE_PFN_MASK)) >> 12
+        if level > 1 and (self._child[row] != NO_CHILD).any():
+            raise ValueError(f"the level {level} table over va {va:#x} must be empty of tables to be dropped")
+        self.set_entry(va, level + 1, 0)
+        del self.where[pfn]
+        (self._leaf if level == 1 else self._upper)[row] = 0
+        self._dropped[0 if level == 1 else 1].append(row)
+        for log in self._logs:
+            (log.leaf if level == 1 else log.upper).add(row)
+        return pfn
 
     def reserve(self, leaf: int = 0, upper: int = 0) -> None:
         """Make room for that many tables, so that adding them copies nothing."""
@@ -201,6 +228,28 @@ class PageTables:
         self.clock += 1
         for log in self._logs:
             log.upper.add(row)
+
+    def attach_leaf_tables(self, row: int, slot: int, entries: Words) -> Words:
+        """Store PMDs that each point to a new leaf table; return the tables, uint64[n, 512], a view."""
+        first, count = self._counts[0], len(entries)
+        self.reserve(leaf=first + count)
+        rows = range(first, first + count)
+        self._upper[row, slot : slot + count] = entries
+        self._child[row, slot : slot + count] = rows
+        pfns = ((entries & x86.PTE_PFN_MASK) >> x86.PAGE_SHIFT).tolist()
+        self.where.update(zip(pfns, zip(repeat(1), rows), strict=False))
+        self._counts[0] += count
+        self.clock += 1
+        for log in self._logs:
+            log.upper.add(row)
+            log.leaf.update(rows)
+        return self._leaf[first : first + count]
+
+    def leaf_changed(self, row: int) -> None:
+        """Say that entries of a leaf table were stored without :meth:`store_leaf`."""
+        self.clock += 1
+        for log in self._logs:
+            log.leaf.add(row)
 
     def _check_address(self, va: int, level: int) -> None:
         if not 1 <= level <= self.levels:
@@ -373,7 +422,8 @@ def _is_bad(value: int, level: int, levels: int, pmd_bad_ignores: int) -> bool:
 
 
 def _grown(pool: npt.NDArray[Entry], needed: int, fill: int) -> npt.NDArray[Entry]:
-    grown = np.full((max(needed, 2 * len(pool)), 512), fill, dtype=pool.dtype)
+    shape = (max(needed, 2 * len(pool)), 512)
+    grown = np.zeros(shape, dtype=pool.dtype) if not fill else np.full(shape, fill, dtype=pool.dtype)
     grown[: len(pool)] = pool
     return grown
 

@@ -7,37 +7,71 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from gpuhmm import x86
+
+if TYPE_CHECKING:
+    from gpuhmm.machine.filemap import File
 
 VM_READ = 0x1
 VM_WRITE = 0x2
 VM_EXEC = 0x4
 VM_SHARED = 0x8
+VM_UFFD_MISSING = 0x200
 VM_PFNMAP = 0x400
+VM_UFFD_WP = 0x1000
+VM_LOCKED = 0x2000
 VM_IO = 0x4000
+VM_DONTEXPAND = 0x40000
 VM_HUGETLB = 0x400000
 VM_MIXEDMAP = 0x1000_0000
 VM_HUGEPAGE = 0x2000_0000
 VM_NOHUGEPAGE = 0x4000_0000
 
+#: Any of these says that a program may touch the area at all (vma_is_accessible).
+VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
+#: Areas that hold no ordinary pages (VM_SPECIAL).
+VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
+
 PAGE_SHIFTS = (12, 21, 30)
+
+
+def vm_page_prot(vm_flags: int) -> int:
+    """Return the protection bits of a fresh entry in an area of these flags.
+
+    A private writable area has no RW: the first write copies.  Source:
+    arch/x86/include/asm/pgtable_types.h (v5.18).
+    """
+    if not vm_flags & VM_ACCESS_FLAGS:
+        return int(x86.PAGE_ACCESSED | x86.PAGE_PROTNONE)
+    prot = int(x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_ACCESSED)
+    if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
+        prot |= int(x86.PAGE_RW)
+    return prot if vm_flags & VM_EXEC else prot | int(x86.PAGE_NX)
 
 
 @dataclass(frozen=True, order=True)
 class Vma:
     """One ``vm_area_struct``: ``[start, end)`` in bytes, Linux vm_flags, log2 of its page size.
 
-    ``page_shift`` is 12, or 21 or 30 in a hugetlb area.  ValueError for unaligned or empty ones.
+    ``page_shift`` is 12, or 21 or 30 in a hugetlb area.  ``file`` is what is mapped, from its page
+    ``pgoff`` on; None for anonymous memory.  ``page_prot`` are the raw protection bits of a fresh entry
+    where they do not follow from the flags (vm_page_prot).  ValueError for unaligned or empty ones.
     """
 
     start: int
     end: int
     flags: int
     page_shift: int = 12
+    file: File | None = field(default=None, compare=False, repr=False)
+    pgoff: int = field(default=0, compare=False, repr=False)
+    page_prot: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "flags", "page_shift"):
@@ -60,6 +94,26 @@ class Vma:
     def is_hugetlb(self) -> bool:
         """True where the pages come from a hugetlb pool."""
         return self.page_shift != 12
+
+    @property
+    def is_anonymous(self) -> bool:
+        """True where nothing fills the area but fresh memory (vma_is_anonymous)."""
+        return self.file is None or not self.file.kind.has_ops
+
+    @property
+    def vm_page_prot(self) -> int:
+        """The raw protection bits of a fresh entry: ``page_prot``, or what follows from flags and file."""
+        if self.page_prot is not None:
+            return self.page_prot
+        prot = vm_page_prot(self.flags)
+        file = self.file if self.flags & VM_SHARED else None
+        if file is not None and (file.kind.page_mkwrite or self.flags & VM_UFFD_WP):
+            prot &= ~int(x86.PAGE_RW)  # vma_wants_writenotify: the first write to each page must be seen
+        return prot
+
+    def index(self, va: int) -> int:
+        """Return the page of the file, or of anonymous memory, at ``va`` (linear_page_index)."""
+        return self.pgoff + ((va - self.start) >> 12)
 
 
 class VmaList:
@@ -115,12 +169,16 @@ class VmaList:
         """Add one area.  ValueError if it overlaps another."""
         self._replace(sorted([*self._vmas, vma]))
 
+    def replace(self, old: Vma, new: Vma) -> None:
+        """Put ``new`` in place of ``old``, which must be in the list."""
+        self._replace(sorted([new if vma is old else vma for vma in self._vmas]))
+
     def split_at(self, va: int) -> None:
         """Make ``va`` a border: cut the area that holds it.  ValueError inside a hugetlb page."""
         vma = self.lookup(va)
         if vma is None or vma.start == va:
             return
-        halves = [replace(vma, end=va), replace(vma, start=va)]
+        halves = [replace(vma, end=va), replace(vma, start=va, pgoff=vma.index(va))]
         self._replace(sorted([other for other in self._vmas if other is not vma] + halves))
 
     def cover(self, start: int, end: int) -> list[Vma]:

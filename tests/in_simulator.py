@@ -5,12 +5,14 @@ import random
 
 import numpy as np
 import pytest
+import test_hmm_selftests as selftests
 from batch_against_calls import batch_and_calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba.core import config
 from recorded import CASES, difference_from_record
 from runs_against_words import runs_and_words
+from selftest_process import Process
 from spaces import BASE, RW, anonymous, ask, words
 from typer.testing import CliRunner
 
@@ -186,6 +188,31 @@ def test_a_device_array_is_walked_in_place():
     range_ = gpuhmm.HmmRange(notifier, BASE, BASE + 4 * 4096, on_device, notifier_seq=notifier.read_begin())
     assert gpuhmm.hmm_range_fault(range_, backend="cuda") == 0
     assert (on_device.copy_to_host() & ~gpuhmm.HMM_PFN_FLAGS).tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("coherent", [False, True], ids=["private", "coherent"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        selftests.test_one_zero_page_costs_one_retry,
+        selftests.test_migrate_mixed,
+        selftests.test_mixedmap,
+        selftests.test_snapshot,
+        selftests.test_exclusive_mprotect,
+        selftests.test_hmm_gup_test,
+        selftests.test_hmm_cow_in_device,
+    ],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_scenarios_of_the_kernels_selftest(scenario, coherent):
+    process = Process("v6.1", "cuda", coherent)
+    scenario(process)
+    process.check()
+
+
+@pytest.mark.parametrize("kernel", ["v5.18", "v6.1"])
+def test_two_devices_in_the_simulator(kernel):
+    selftests.test_double_map(Process(kernel, "cuda"))
 
 
 def test_the_back_end_says_that_it_is_the_simulator():

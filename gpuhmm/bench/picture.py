@@ -19,7 +19,7 @@ def draw(rows: list[Row], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RuntimeError("a picture needs matplotlib: pip install 'gpuhmm[bench]'") from None
+        raise RuntimeError("a picture needs matplotlib: pip install 'gpuhmm[out]'") from None
     chosen = [row for row in rows if row.workload == DRAWN]
     if not chosen:
         raise ValueError(f"a picture shows the workload {DRAWN}, which was not measured")

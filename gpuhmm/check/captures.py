@@ -43,7 +43,7 @@ class CaptureFile:
     def faultless(self) -> Iterator[Case]:
         """Yield the calls that one walk without a fault or a wait answered: their tables say it all."""
         for index in range(len(self)):
-            if np.array_equal(self._rows("calls", "kind", index), [_WALK_PAGE_RANGE]):
+            if np.array_equal(self.rows("calls", "kind", index), [_WALK_PAGE_RANGE]):
                 yield self.case(index)
 
     def case(self, index: int) -> Case:
@@ -51,7 +51,7 @@ class CaptureFile:
         arrays = self.arrays
         pfns, pages = self._tables("pt_before", index)
         start, end = int(arrays["start"][index]), int(arrays["end"][index])
-        words = self._rows("pfn", "in", index), self._rows("pfn", "first", index)
+        words = self.rows("pfn", "in", index), self.rows("pfn", "first", index)
         owner = _OWNER_ARGUMENT[int(arrays["owner_mode"][index])]
         scenario = "/".join(str(arrays[name][index]) for name in ("scenario", "range", "pattern"))
         return Case(
@@ -78,12 +78,13 @@ class CaptureFile:
     def _levels(self, index: int) -> int:
         return 5 if self.arrays["la57"][index] else 4
 
-    def _rows(self, group: str, name: str, index: int) -> npt.NDArray[Any]:
+    def rows(self, group: str, name: str, index: int) -> npt.NDArray[Any]:
+        """Return what the ragged array ``<group>_<name>`` holds of case ``index``."""
         offsets = self.arrays["pfn_off" if group == "pfn" else f"{group}_off"]
         return self.arrays[f"{group}_{name}"][offsets[index] : offsets[index + 1]]
 
     def _vmas(self, index: int) -> Words:
-        columns = [self._rows("vma", name, index) for name in ("start", "end", "vm_flags", "order")]
+        columns = [self.rows("vma", name, index) for name in ("start", "end", "vm_flags", "order")]
         columns[3] = columns[3].astype(np.uint64) + np.uint64(12)
         return np.stack(columns, axis=1) if len(columns[0]) else no_rows(4)
 
@@ -92,7 +93,7 @@ class CaptureFile:
         levels = self._levels(index)
         root = int(self.arrays["pgd_phys"][index]) >> 12
         mm = AddressSpace(levels=levels, root_pfn=root)
-        rows = [self._rows(group, name, index).tolist() for name in ("level", "va", "val")]
+        rows = [self.rows(group, name, index).tolist() for name in ("level", "va", "val")]
         for level, va, value in sorted(zip(*rows, strict=True), key=lambda row: -row[0]):
             mm.set_entry(va, min(level, levels), value)
         pfns, pages = mm.tables()

@@ -73,6 +73,16 @@ def verify(
         bool, typer.Option(help="Stream whole slots on CUDA, or resolve all of them page by page.")
     ] = True,
     save: Annotated[Path, typer.Option(help="Folder for the cases that differ.")] = Path("differences"),
+    captures: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            help="Replay calls captured from a kernel, in this file or folder, and do nothing else.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes for --captures [default: one a CPU].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
     """Hold one back end against another: return code, words, calls, stores, walks, page tables.
@@ -80,7 +90,17 @@ def verify(
     Recorded calls are replayed on both back ends and held against the record; random address spaces
     on both and held against each other.  A case that differs is made small, saved in a file that
     verify replays, and explained; the exit code is then 1.
+
+    With --captures, driver loops captured from a running kernel are replayed against the model of
+    handle_mm_fault: every walk, fault and invalidation, the words and the page tables afterwards.
     """
+    if captures:
+        from gpuhmm.cli.captures import verify_captures
+
+        if paths or cases or minutes:
+            raise typer.BadParameter("--captures is for itself: leave out files, --cases and --minutes")
+        verify_captures(captures, backend, jobs, as_json)
+        return
     from gpuhmm.backends import resolve_backend
     from gpuhmm.check.campaign import Campaign, case_files
     from gpuhmm.kernels.paths import PATHS

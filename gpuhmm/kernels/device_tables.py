@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,15 +19,17 @@ if TYPE_CHECKING:
 THREADS = 4 if config.ENABLE_CUDASIM else 128
 
 _mirrors: WeakKeyDictionary[AddressSpace, DeviceTables] = WeakKeyDictionary()
+_making = threading.Lock()
 
 _SLOTS = INDEX_MASK + ONE
 
 
 def device_tables(mm: AddressSpace) -> DeviceTables:
     """Return the device's copy of the tables of ``mm``; it lives as long as ``mm``."""
-    if mm not in _mirrors:
-        _mirrors[mm] = DeviceTables(mm)
-    return _mirrors[mm]
+    with _making:
+        if mm not in _mirrors:
+            _mirrors[mm] = DeviceTables(mm)
+        return _mirrors[mm]
 
 
 def scatter(rows, pages, table):
@@ -56,6 +59,7 @@ class DeviceTables:
         self.upper = _DevicePool(np.uint64)
         self.child = _DevicePool(np.int32)
         self.leaf = _DevicePool(np.uint64)
+        self._syncing = threading.Lock()  # several threads may walk at once
         #: Tables sent so far, and transfers that it took.
         self.sent = 0
         self.transfers = 0
@@ -63,13 +67,14 @@ class DeviceTables:
     def sync(self, stream: Any = 0) -> tuple[Any, Any, Any]:
         """Return the device arrays ``upper``, ``child`` and ``leaf``, as new as the host's, in ``stream``."""
         tables, log = self._tables, self._log
-        if log.upper:
-            self._send(self.upper, tables.upper, log.upper, stream)
-            self._send(self.child, tables.child, log.upper, stream)
-        if log.leaf or self.leaf.array is None:
-            self._send(self.leaf, tables.leaf, log.leaf, stream)
-        log.clear()
-        return self.upper.array, self.child.array, self.leaf.array
+        with self._syncing:
+            if log.upper:
+                self._send(self.upper, tables.upper, log.upper, stream)
+                self._send(self.child, tables.child, log.upper, stream)
+            if log.leaf or self.leaf.array is None:
+                self._send(self.leaf, tables.leaf, log.leaf, stream)
+            log.clear()
+            return self.upper.array, self.child.array, self.leaf.array
 
     def _send(self, pool: _DevicePool, host: np.ndarray, changed: set[int], stream: Any) -> None:
         self.sent += len(changed)

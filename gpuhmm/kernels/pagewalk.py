@@ -19,6 +19,10 @@ from gpuhmm.vma import Vma
 from gpuhmm.x86 import U64, level_shift
 
 
+class WalkDisturbedError(Exception):
+    """Another thread changed the tables while the walk gave up its hold on them, to change them itself."""
+
+
 class PageWalk(ABC):
     """A ``struct mm_walk``; a subclass gives its ``struct mm_walk_ops``.
 
@@ -128,8 +132,8 @@ class PageWalk(ABC):
                 return ret
             if x86.entry_trans_huge(entry) or x86.entry_devmap(entry):
                 # __split_huge_pud: without a file page behind it nothing is left
+                self.clear(addr, 3)
                 self.splits += 1
-                self.mm.set_entry(addr, 3, 0)
                 continue
             return self.walk_pmd_range(int(x86.table_pfn(entry)), addr, end)
 
@@ -174,8 +178,15 @@ class PageWalk(ABC):
 
     def clear_bad(self, bad: bool, addr: int, level: int) -> bool:
         if bad:
-            self.mm.set_entry(addr, level, 0)
+            self.clear(addr, level)
         return bad
+
+    def clear(self, addr: int, level: int) -> None:
+        """Store 0 in an entry that this walk has just read."""
+        with self.mm.mmap_lock.write() as undisturbed:
+            if not undisturbed:
+                raise WalkDisturbedError
+            self.mm.set_entry(addr, level, 0)
 
     def read(self, table: int, addr: int, level: int) -> np.uint64:
         return U64(self.table(table, addr, level)[addr >> level_shift(level) & 511])

@@ -26,7 +26,7 @@ from gpuhmm.hmm import (
     HMM_PFN_WRITE,
     hmm_pte_need_fault,
 )
-from gpuhmm.kernels.pagewalk import PageWalk
+from gpuhmm.kernels.pagewalk import PageWalk, WalkDisturbedError
 from gpuhmm.livelock import LivelockGuard
 from gpuhmm.ranges import HmmRange
 from gpuhmm.runs import HmmRuns
@@ -67,12 +67,21 @@ class HmmWalk(PageWalk):
     # -- mm/hmm.c: the outer loop -------------------------------------------------------------
 
     def hmm_range_fault(self) -> int:
+        with self.mm.mmap_lock.read():
+            return self.restart_until_done()
+
+    def restart_until_done(self) -> int:
         guard = LivelockGuard(self.mm)
         while True:
             self.range.stats.walks += 1
             if self.range.notifier.check_retry(self.range.notifier_seq):
                 return -EBUSY
-            ret = self.walk_page_range(self.last, self.range.end)
+            step = self.range.stats.begin_walk(self.last, self.range.end)
+            try:
+                ret = self.walk_page_range(self.last, self.range.end)
+            except WalkDisturbedError:
+                ret = -EBUSY
+            step.ret = ret
             self.range.stats.splits += self.splits
             self.splits = 0
             if ret != -EBUSY:
@@ -123,7 +132,8 @@ class HmmWalk(PageWalk):
             if self.hmm_range_need_fault(start, end, 0):
                 self.last = start
                 self.range.stats.migration_waits += 1
-                self.handler.migration_entry_wait(self.mm, start & -(1 << 21), 2)
+                with self.mm.mmap_lock.released():
+                    self.handler.migration_entry_wait(self.mm, start & -(1 << 21), 2)
                 return -EBUSY
             self.hmm_pfns_fill(start, end, 0)
             return 0
@@ -208,7 +218,8 @@ class HmmWalk(PageWalk):
         if self.is_migration_type(swp_type):
             self.last = addr
             self.range.stats.migration_waits += 1
-            self.handler.migration_entry_wait(self.mm, addr, 1)
+            with self.mm.mmap_lock.released():
+                self.handler.migration_entry_wait(self.mm, addr, 1)
             return -EBUSY
         return -EFAULT
 
@@ -232,10 +243,13 @@ class HmmWalk(PageWalk):
             if not self.vma.flags & VM_WRITE:
                 return -EPERM
             fault_flags |= FAULT_FLAG_WRITE
-        for va in range(addr, end, 4096):
-            self.range.stats.faults += 1
-            if self.handler.handle_mm_fault(self.mm, self.vma, va, fault_flags) & VM_FAULT_ERROR:
-                return -EFAULT
+        with self.mm.mmap_lock.write() as undisturbed:
+            if not undisturbed and self.mm.vmas.lookup(addr) is not self.vma:
+                return -EBUSY  # another thread changed the area in the meantime: walk again
+            for va in range(addr, end, 4096):
+                self.range.stats.faults += 1
+                if self.handler.handle_mm_fault(self.mm, self.vma, va, fault_flags) & VM_FAULT_ERROR:
+                    return -EFAULT
         return -EBUSY
 
     # hmm_walk_ops

@@ -27,8 +27,7 @@ from gpuhmm.process.pagemap import (
     Words,
 )
 from gpuhmm.profile import V6_1
-from gpuhmm.space import vm_page_prot
-from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
+from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, vm_page_prot
 
 #: pagemap has no write bit; this is how it is inferred, in the words of output and documentation.
 WRITE_RULE = (

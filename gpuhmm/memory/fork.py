@@ -1,0 +1,247 @@
+"""fork: a child that shares every private page until one of the two writes.
+
+Source: mm/memory.c:copy_page_range, copy_present_pte, copy_nonpresent_pte; mm/huge_memory.c:copy_huge_pmd;
+mm/hugetlb.c:copy_hugetlb_page_range (v6.1).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from errno import ENOMEM
+from typing import TYPE_CHECKING
+
+from gpuhmm.fault.entry import (
+    DEVMAP,
+    NONE,
+    PFN,
+    PROTNONE,
+    PSE,
+    RW,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    A,
+    D,
+    Fault,
+    P,
+    alloc_tables,
+    swp_offset,
+    swp_pfn,
+)
+from gpuhmm.fault.huge import split_huge_pmd
+from gpuhmm.fault.migration import is_migration_type
+from gpuhmm.fault.swap import remove_device_exclusive_entry
+from gpuhmm.machine.page import PG_ANON
+from gpuhmm.machine.rmap import (
+    huge_normal_page,
+    page_add_new_anon_rmap,
+    page_add_rmap,
+    page_try_dup_anon_rmap,
+    vm_normal_page,
+)
+from gpuhmm.machine.swapfile import slot_of
+from gpuhmm.memory.mmap import exit_mmap
+from gpuhmm.memory.zap import pmd_pieces
+from gpuhmm.mmap_lock import write_locked
+from gpuhmm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_PROTECTION_PAGE
+from gpuhmm.tables import NO_CHILD
+from gpuhmm.vma import VM_LOCKED, VM_MIXEDMAP, VM_PFNMAP, VM_SHARED, VM_UFFD_MISSING, VM_UFFD_WP, Vma
+from gpuhmm.x86 import encode_swap
+
+if TYPE_CHECKING:
+    from gpuhmm.space import AddressSpace
+
+
+@write_locked
+def fork(mm: AddressSpace) -> AddressSpace | int:
+    """Return a child of ``mm`` on the same machine, served by the same fault handler; -ENOMEM without memory.
+
+    Private pages become read-only in both: event PROTECTION_PAGE over each private area of the parent that
+    has pages of its own, CLEAR over hugetlb ones.
+    """
+    from gpuhmm.space import AddressSpace
+
+    memory = mm.memory
+    root = memory.alloc_table()
+    if root is None:
+        return -ENOMEM
+    for vma in [vma for vma in mm.vmas if vma.flags & VM_SHARED and vma.file is None]:
+        mm.give_file(vma)
+    dropped = VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_WP
+    child = AddressSpace(
+        levels=mm.levels,
+        root_pfn=root,
+        vmas=[replace(vma, flags=vma.flags & ~dropped) for vma in mm.vmas],
+        kernel=mm.kernel,
+        zero_pfn=mm.zero_pfn,
+        huge_zero_pfn=mm.huge_zero_pfn,
+        highest_memmap_pfn=mm.highest_memmap_pfn,
+        faults=mm.faults,
+        memory=memory,
+    )
+    child.device_private = mm.device_private.copy()
+    for vma in list(mm.vmas):
+        if not _copy_area(mm, child, vma):
+            exit_mmap(child)
+            return -ENOMEM
+    return child
+
+
+def _copy_area(mm: AddressSpace, child: AddressSpace, vma: Vma) -> bool:
+    """Copy the entries of one area; False if memory ran out."""
+    private = not vma.flags & VM_SHARED
+    if vma.is_hugetlb:
+        with _invalidation(mm, vma, private, MMU_NOTIFY_CLEAR):
+            return _copy_hugetlb(mm, child, vma, private)
+    if not vma.flags & (VM_PFNMAP | VM_MIXEDMAP) and not (private and _has_anon_pages(mm, vma)):
+        return True  # faults will fill it in as well
+    with _invalidation(mm, vma, private, MMU_NOTIFY_PROTECTION_PAGE):
+        for va, past in pmd_pieces(mm, vma.start, vma.end):
+            if not _copy_pmd(mm, child, vma, va, past, private):
+                return False
+    return True
+
+
+def _invalidation(mm: AddressSpace, vma: Vma, private: bool, event: int) -> AbstractContextManager[object]:
+    if not private:
+        return nullcontext()
+    return mm.subscriptions.invalidate_range(vma.start, vma.end, event=event)
+
+
+def _has_anon_pages(mm: AddressSpace, vma: Vma) -> bool:
+    """True if the area has pages of its own, or had before they were swapped out (anon_vma)."""
+    for va, past in pmd_pieces(mm, vma.start, vma.end):
+        pmd = mm.entry(va, 2)
+        row = mm.page_tables.row(va, 1)
+        if row == NO_CHILD:
+            if pmd & ~NONE and not pmd & DEVMAP:
+                return True
+            continue
+        for at in range(va, past, 4096):
+            pte = int(mm.page_tables.leaf[row, at >> 12 & 511])
+            if not pte & ~NONE:
+                continue
+            if not pte & (P | PROTNONE):
+                return True
+            pfn = vm_normal_page(mm, vma, at, pte)
+            if pfn is not None and mm.memory.pages.flags(pfn) & PG_ANON:
+                return True
+    return False
+
+
+def _copy_pmd(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, past: int, private: bool) -> bool:
+    pmd = mm.entry(va, 2)
+    if not pmd & ~NONE:
+        return True
+    if mm.page_tables.row(va, 1) == NO_CHILD:
+        copied = _copy_huge_pmd(mm, child, vma, va, pmd)
+        if copied is not None:
+            return copied
+    if not alloc_tables(child, va, 1):
+        return False
+    return all(_copy_pte(mm, child, vma, at, private) for at in range(va, past, 4096))
+
+
+def _copy_huge_pmd(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, pmd: int) -> bool | None:
+    """Copy a huge entry; None once it is split because its page is pinned."""
+    if not vma.is_anonymous:
+        return True
+    if not pmd & (P | PROTNONE | PSE):
+        readable = _readable_migration(mm, pmd)
+        mm.page_tables.set_entry(va, 2, readable)
+        return _store(child, va, 2, readable)
+    pfn = huge_normal_page(mm, vma, va, pmd)
+    if pfn is not None and not page_try_dup_anon_rmap(mm.memory, pfn, 9):
+        split_huge_pmd(Fault(mm, vma, va, 0))
+        return None
+    mm.page_tables.set_entry(va, 2, pmd & ~RW)
+    return _store(child, va, 2, pmd & ~(RW | A))
+
+
+def _store(mm: AddressSpace, va: int, level: int, entry: int) -> bool:
+    if not alloc_tables(mm, va, level):
+        return False
+    mm.page_tables.set_entry(va, level, entry)
+    return True
+
+
+def _copy_pte(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, private: bool) -> bool:
+    pte = mm.entry(va, 1)
+    if not pte & ~NONE:
+        return True
+    if not pte & (P | PROTNONE):
+        kernel = mm.kernel
+        exclusive = (kernel.swp_device_exclusive_write, kernel.swp_device_exclusive_read)
+        if pte >> 59 not in exclusive:
+            return _copy_nonpresent_pte(mm, child, va, pte, private)
+        remove_device_exclusive_entry(Fault(mm, vma, va, 0), pte)
+        pte = mm.entry(va, 1)
+    memory = mm.memory
+    pfn = vm_normal_page(mm, vma, va, pte)
+    if pfn is not None and memory.pages.flags(pfn) & PG_ANON:
+        if not page_try_dup_anon_rmap(memory, pfn):
+            return _copy_pinned(child, vma, va, pte, pfn)
+    elif pfn is not None:
+        memory.pages.get(pfn)
+        page_add_rmap(memory, pfn)
+    if private and pte & RW:
+        pte &= ~RW
+        mm.page_tables.set_entry(va, 1, pte)
+    child.page_tables.set_entry(va, 1, pte & ~(A | UFFD_WP | (0 if private else D)))
+    return True
+
+
+def _copy_pinned(child: AddressSpace, vma: Vma, va: int, pte: int, pfn: int) -> bool:
+    """A page that is pinned stays the parent's; the child gets a copy at once (copy_present_page)."""
+    memory = child.memory
+    copy = memory.alloc_page()
+    if copy is None:
+        return False
+    memory.pages.set_content(copy, memory.pages.content(pfn))
+    page_add_new_anon_rmap(memory, copy, vma.index(va))
+    vmf = Fault(child, vma, va, 0)
+    child.page_tables.set_entry(va, 1, vmf.maybe_mkwrite(copy << 12 | vmf.prot | 0x840))
+    return True
+
+
+def _copy_nonpresent_pte(mm: AddressSpace, child: AddressSpace, va: int, pte: int, private: bool) -> bool:
+    memory, kernel = mm.memory, mm.kernel
+    swp_type = pte >> 59
+    if swp_type < kernel.max_swapfiles:
+        slot = slot_of(swp_type, swp_offset(pte))
+        memory.swap.adopt(slot, 1)
+        memory.swap.duplicate(slot)
+        pte &= ~SWP_EXCLUSIVE
+    elif is_migration_type(mm, swp_type):
+        pte = _readable_migration(mm, pte) if private else pte
+    elif swp_type in (kernel.swp_device_write, kernel.swp_device_read):
+        page_try_dup_anon_rmap(memory, swp_pfn(mm, pte))
+        if private and swp_type == kernel.swp_device_write:
+            pte = encode_swap(kernel.swp_device_read, swp_offset(pte)) | (pte & 0xE)
+    elif swp_type == kernel.swp_pte_marker:
+        return True  # the child has no userfaultfd
+    mm.page_tables.set_entry(va, 1, pte)
+    child.page_tables.set_entry(va, 1, pte & ~0x4)
+    return True
+
+
+def _readable_migration(mm: AddressSpace, entry: int) -> int:
+    return encode_swap(mm.kernel.swp_migration_read, swp_offset(entry & ~0xE)) | (entry & 0xE)
+
+
+def _copy_hugetlb(mm: AddressSpace, child: AddressSpace, vma: Vma, private: bool) -> bool:
+    level = 3 if vma.page_shift == 30 else 2
+    for va in range(vma.start, vma.end, 1 << vma.page_shift):
+        entry = mm.entry(va, level)
+        if not entry & ~NONE:
+            continue
+        if entry & (P | PROTNONE):
+            pfn = ((entry if entry & P else ~entry) & PFN) >> 12
+            if private:
+                entry &= ~RW
+                mm.page_tables.set_entry(va, level, entry)
+            if mm.memory.pages.refcount(pfn):
+                page_try_dup_anon_rmap(mm.memory, pfn)
+        if not _store(child, va, level, entry):
+            return False
+    return True

@@ -69,6 +69,8 @@ class PhysicalMemory:
         self._files: list[File] = []
         self._free: FreeFrames | None = None
         self._reserved: list[tuple[int, int]] = []
+        #: The huge zero page, once a space of this machine had it allocated.
+        self.huge_zero_pfn: int | None = None
         #: Frames that :meth:`alloc_page` gave and that are still in use.
         self.nr_used = 0
 
@@ -101,10 +103,10 @@ class PhysicalMemory:
                 return device
         return None
 
-    def migration_of(self, mm: AddressSpace, va: int) -> Migration | None:
-        """Return the migration that is under way for the page at ``va``, if it is known."""
+    def migration_of(self, mm: AddressSpace, va: int, pfn: int) -> Migration | None:
+        """Return the migration that is under way for the page at ``va``, which was ``pfn``, if it is known."""
         for migration in self.migrations:
-            if migration.covers(mm, va):
+            if migration.covers(mm, va, pfn):
                 return migration
         return None
 
@@ -173,6 +175,13 @@ class PhysicalMemory:
             self.pages.set_flags(pfn, flags)
         self.pages.get(pfn)
         return pfn
+
+    def get_huge_zero_page(self) -> int | None:
+        """Return the huge zero page that all spaces share, allocated if need be; None without memory."""
+        if self.huge_zero_pfn is None:
+            given = [mm.huge_zero_pfn for mm in self.spaces if mm.huge_zero_pfn < x86.MAX_PFN]
+            self.huge_zero_pfn = given[0] if given else self.alloc_page(9)
+        return self.huge_zero_pfn
 
     def alloc_table(self) -> int | None:
         """Return the PFN of a page for a page table; None if there is no memory."""

@@ -104,7 +104,7 @@ class PhysicalMemory:
         return None
 
     def migration_of(self, mm: AddressSpace, va: int, pfn: int) -> Migration | None:
-        """Return the migration that is under way for the page at ``va``, which was ``pfn``, if it is known."""
+        """Return the migration under way for the page at ``va``, which was ``pfn``, if it is known."""
         for migration in self.migrations:
             if migration.covers(mm, va, pfn):
                 return migration

@@ -218,6 +218,22 @@ class PhysicalMemory:
             self.nr_used -= 1 << order
             self.free.give(head, order)
 
+    def split_huge_page(self, pfn: int) -> None:
+        """Turn the compound page of ``pfn`` into single pages; those that nobody maps any more are free.
+
+        All references must be those of entries, and of the page cache (split_huge_page).
+        """
+        head = self.pages.head(pfn)
+        page = self.pages.page(head)
+        self.pages.split(head)
+        for one in range(head, head + (1 << page.order)):
+            if self.pages.refcount(one):
+                continue
+            self.pages.fill(one, 1, flags=0, index=0, content=0, mapping=0)
+            if not page.flags & PG_ADOPTED:
+                self.nr_used -= 1
+                self.free.give(one)
+
     # -- pages that came with given page tables ----------------------------------------------
 
     def adopt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuhmm.fault.burst import handle_mm_fault_range
-from gpuhmm.fault.entry import NONE, PROTNONE, P
+from gpuhmm.fault.entry import NONE, PROTNONE, P, swp_pfn
 from gpuhmm.fault.handle import handle_mm_fault
 from gpuhmm.fault.migration import is_migration_type, remove_migration_pte
 from gpuhmm.faults import VM_FAULT_ERROR
@@ -77,7 +77,7 @@ def _end_migration(mm: AddressSpace, va: int, level: int) -> None:
     entry = mm.entry(va, level)
     if entry & (P | PROTNONE) or not entry & ~NONE or not is_migration_type(mm, entry >> 59):
         return  # another thread ended it between the walk and this wait
-    migration = mm.memory.migration_of(mm, va)
+    migration = mm.memory.migration_of(mm, va, swp_pfn(mm, entry))
     if migration is not None:
         migration.end()
         return

@@ -225,8 +225,7 @@ class AddressSpace:
     def get_huge_zero_page(self) -> int:
         """Return the PFN of the huge zero page, allocated if need be; NO_PFN if there is no memory."""
         if self.huge_zero_pfn == NO_PFN:
-            known = [mm.huge_zero_pfn for mm in self.memory.spaces if mm.huge_zero_pfn != NO_PFN]
-            pfn = known[0] if known else self.memory.alloc_page(9)
+            pfn = self.memory.get_huge_zero_page()
             self.huge_zero_pfn = NO_PFN if pfn is None else pfn
         return self.huge_zero_pfn
 

@@ -395,9 +395,9 @@ def test_the_device_never_reaches_more_than_the_page_table_grants(backend):
         time.sleep(rng.choice((0, 1e-4, 1e-3)))
 
     counts = run([device(mirror) for mirror in process.mirrors] * 2 + [cpu] * 4, SECONDS / 6)
-    assert counts["checked"] > 20
-    assert counts["changes"] > 20
-    assert counts["device", 0] > 20
+    assert counts["checked"] > 5
+    assert counts["changes"] > 5
+    assert counts["device", 0] > 5
     known = {0, -errno.EFAULT, -errno.EPERM, -errno.ENOENT, -errno.EBUSY, -errno.EINVAL}
     assert {key[1] for key in counts if isinstance(key, tuple)} <= known
     check_invariants(process.memory)

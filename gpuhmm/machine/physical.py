@@ -69,6 +69,8 @@ class PhysicalMemory:
         self._files: list[File] = []
         self._free: FreeFrames | None = None
         self._reserved: list[tuple[int, int]] = []
+        #: The huge zero page, once a space of this machine had it allocated.
+        self.huge_zero_pfn: int | None = None
         #: Frames that :meth:`alloc_page` gave and that are still in use.
         self.nr_used = 0
 
@@ -101,10 +103,10 @@ class PhysicalMemory:
                 return device
         return None
 
-    def migration_of(self, mm: AddressSpace, va: int) -> Migration | None:
-        """Return the migration that is under way for the page at ``va``, if it is known."""
+    def migration_of(self, mm: AddressSpace, va: int, pfn: int) -> Migration | None:
+        """Return the migration under way for the page at ``va``, which was ``pfn``, if it is known."""
         for migration in self.migrations:
-            if migration.covers(mm, va):
+            if migration.covers(mm, va, pfn):
                 return migration
         return None
 
@@ -174,6 +176,13 @@ class PhysicalMemory:
         self.pages.get(pfn)
         return pfn
 
+    def get_huge_zero_page(self) -> int | None:
+        """Return the huge zero page that all spaces share, allocated if need be; None without memory."""
+        if self.huge_zero_pfn is None:
+            given = [mm.huge_zero_pfn for mm in self.spaces if mm.huge_zero_pfn < x86.MAX_PFN]
+            self.huge_zero_pfn = given[0] if given else self.alloc_page(9)
+        return self.huge_zero_pfn
+
     def alloc_table(self) -> int | None:
         """Return the PFN of a page for a page table; None if there is no memory."""
         return self.alloc_page(0, PG_TABLE)
@@ -208,6 +217,22 @@ class PhysicalMemory:
         if not flags & PG_ADOPTED:
             self.nr_used -= 1 << order
             self.free.give(head, order)
+
+    def split_huge_page(self, pfn: int) -> None:
+        """Turn the compound page of ``pfn`` into single pages; those that nobody maps any more are free.
+
+        All references must be those of entries, and of the page cache (split_huge_page).
+        """
+        head = self.pages.head(pfn)
+        page = self.pages.page(head)
+        self.pages.split(head)
+        for one in range(head, head + (1 << page.order)):
+            if self.pages.refcount(one):
+                continue
+            self.pages.fill(one, 1, flags=0, index=0, content=0, mapping=0)
+            if not page.flags & PG_ADOPTED:
+                self.nr_used -= 1
+                self.free.give(one)
 
     # -- pages that came with given page tables ----------------------------------------------
 

@@ -206,7 +206,7 @@ def _check_refcount(memory: PhysicalMemory, pfn: int, refcount: int, counts: _Co
         memory.swap.slot_of_page(pfn + i) is not None for i in range(1 if flags & PG_HUGETLB else 1 << order)
     )
     expected = counts.references[pfn] + cache + counts.held[pfn] + swap_cache
-    zero = any(pfn == mm.huge_zero_pfn for mm in memory.spaces)
+    zero = pfn == memory.huge_zero_pfn
     pins, rest = divmod(refcount - expected - zero, GUP_PIN_COUNTING_BIAS)
     right = rest == 0 and pins >= 0
     assert right, f"page {pfn:#x} must have {expected} references (got {refcount})"

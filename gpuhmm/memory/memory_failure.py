@@ -59,7 +59,7 @@ def memory_failure(mm: AddressSpace, va: int) -> int:
         return -EBUSY
     hugetlb = bool(memory.pages.flags(pfn) & PG_HUGETLB)
     if not hugetlb and memory.pages.page(pfn).order:
-        memory.pages.split(pfn)
+        memory.split_huge_page(pfn)
     size = 1 << (vma.page_shift if hugetlb else 12)
     poison = encode_swap(mm.kernel.swp_hwpoison, pfn)
     memory.pages.get(pfn)  # nobody may ever have it again

@@ -50,9 +50,9 @@ class Migration:
     #: Where each page goes: PFN -> PFN; of both a reference is held until the end.
     destinations: dict[int, int] = field(default_factory=dict)
 
-    def covers(self, mm: AddressSpace, va: int) -> bool:
-        """True if the page at ``va`` of ``mm`` is one of those that move."""
-        return any(
+    def covers(self, mm: AddressSpace, va: int, pfn: int) -> bool:
+        """True if the page at ``va`` of ``mm``, which was ``pfn``, is one of those that move."""
+        return pfn in self.destinations or any(
             move.mm is mm and move.va <= va < move.va + (4096 if move.level == 1 else PMD_SIZE)
             for move in self.moves
         )
@@ -67,7 +67,7 @@ class Migration:
         self.ended = True
         self.memory.migrations.remove(self)
         moved = set()
-        for mm, va, level, pfn in self.moves:
+        for mm, va, level, pfn in [*self.moves, *self._inherited()]:
             entry = mm.entry(va, level)
             vma = mm.vmas.lookup(va)
             there = entry & ~NONE and not entry & (P | PROTNONE | PSE)
@@ -76,16 +76,30 @@ class Migration:
             old = swp_pfn(mm, entry)
             if pfn is not None and self.destinations.get(old) != pfn:
                 continue  # unmapped, filled again, and by now under another migration
-            if pfn is not None and pfn not in moved:
+            if pfn is not None:
                 moved.add(pfn)
             remove_migration_pte(mm, vma, va, level, pfn)
             target = old if pfn is None else pfn
             if self.memory.pages.refcount(target):
+                if entry >> 59 == mm.kernel.swp_migration_read:
+                    # Shared since, by a fork; the entry is what remembers.
+                    self.memory.pages.set_flags(target, 0, PG_ANON_EXCLUSIVE)
                 self.memory.pages.get(target)
                 page_add_rmap(self.memory, target, 9 if level == 2 else 0)
         for old, new in self.destinations.items():
             self._settle(old, new)
         return len(moved)
+
+    def _inherited(self) -> list[Move]:
+        """Return the migration entries that children have copied since, found by the reverse map."""
+        known = {(id(move.mm), move.va) for move in self.moves}
+        found = []
+        for new in self.destinations.values():
+            level = 2 if self.memory.pages.page(new).order else 1
+            for mm, _, va in rmap_walk(self.memory, new):
+                if (id(mm), va) not in known:
+                    found.append(Move(mm, va, level, new))
+        return found
 
     def _settle(self, old: int, new: int) -> None:
         """Let the frame that a page left go."""

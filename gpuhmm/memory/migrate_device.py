@@ -235,7 +235,7 @@ def _may_move(mm: AddressSpace, pfn: int) -> bool:
 
 def _unshare_compound(mm: AddressSpace, pfn: int) -> None:
     if mm.memory.pages.page(pfn).order:
-        mm.memory.pages.split(pfn)
+        mm.memory.split_huge_page(pfn)
 
 
 def _device_entry(mm: AddressSpace, pfn: int, entry: int) -> int:

@@ -66,7 +66,7 @@ def _page_out(mm: AddressSpace, vma: Vma, va: int) -> bool:
             memory.pages.mapcount(memory.pages.head(pfn) + i) for i in range(1 << page.order)
         ):
             return False  # somebody holds the huge page: it cannot be split
-        memory.pages.split(pfn)
+        memory.split_huge_page(pfn)
     held = 1 + bool(page.flags & PG_FILE) + bool(page.flags & PG_SWAPCACHE)
     if memory.pages.refcount(pfn) != held:
         return False

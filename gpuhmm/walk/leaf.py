@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm import HMM_PFN_REQ_WRITE, HMM_PFN_VALID
+from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID
 from gpuhmm.shared import shared
 from gpuhmm.walk.constants import Walk, asks_by_page
 from gpuhmm.walk.pte import (
@@ -64,6 +64,11 @@ def leaf_stop(
         return count
     may_stop: Truth = False
     if asks_by_page(walk):
+        asked = ZERO
+        for i in range(count):
+            asked = asked | hmm_pfns[page + i]
+        if (((asked & walk.pfn_flags_mask) | walk.default_flags) & HMM_PFN_REQ_FAULT) == ZERO:
+            return count
         for i in range(count):
             may_stop = may_stop | pte_may_stop(leaf[row, slot + i], hmm_pfns[page + i], walk)
     else:

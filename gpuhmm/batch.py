@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.arguments import check_array
 from gpuhmm.backends import BACKENDS, hmm_range_fault, resolve_backend
 from gpuhmm.errors import ArrayTypeError
 from gpuhmm.notifier import MmuIntervalNotifier
 from gpuhmm.ranges import HmmRange, RangeStats, check_fields
-from gpuhmm.tables import Words, check_array
+from gpuhmm.tables import Words
 
 #: Ranges that are looked at together after one that stopped; doubled whenever none did.
 FIRST_WINDOW = 16

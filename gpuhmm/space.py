@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm import x86
+from gpuhmm.arguments import check_array, check_pfn
 from gpuhmm.faults import FaultHandler
 from gpuhmm.mmap_lock import MmapLock, write_locked
 from gpuhmm.notifier import Invalidate, MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.profile import KernelProfile, kernel_profile
-from gpuhmm.tables import NO_CHILD, PageTables, Words, check_array, check_pfn
+from gpuhmm.tables import NO_CHILD, PageTables, Words
 from gpuhmm.vma import VM_READ, VM_WRITE, Vma, VmaList
 from gpuhmm.x86 import level_shift
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm import x86
-from gpuhmm.errors import ArrayTypeError
+from gpuhmm.arguments import check_array, check_pfn
 from gpuhmm.x86 import U64, level_shift
 
 Words = npt.NDArray[np.uint64]
@@ -426,23 +426,3 @@ def _grown(pool: npt.NDArray[Entry], needed: int, fill: int) -> npt.NDArray[Entr
     grown = np.zeros(shape, dtype=pool.dtype) if not fill else np.full(shape, fill, dtype=pool.dtype)
     grown[: len(pool)] = pool
     return grown
-
-
-def check_pfn(name: str, pfn: int) -> None:
-    """ValueError unless ``pfn`` is one of a 52-bit physical address."""
-    if not 0 <= pfn < x86.MAX_PFN:
-        raise ValueError(f"{name} must be a PFN below 2^40, that is 52-bit physical (got {pfn:#x})")
-
-
-def check_array(name: str, array: object, shape: tuple[int | None, ...]) -> None:
-    """ArrayTypeError unless ``array`` is of uint64; ValueError unless of ``shape`` and in C order.
-
-    None in ``shape`` stands for any length.
-    """
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint64:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ArrayTypeError(f"{name} must be a numpy array of uint64 (got {got})")
-    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
-        raise ValueError(f"{name} must have the shape {shape} (got {array.shape})")
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous (got strides {array.strides})")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm import x86
+from gpuhmm.arguments import check_array
 from gpuhmm.backends import resolve_backend
 from gpuhmm.driver import HMM_RANGE_DEFAULT_TIMEOUT_MS
 from gpuhmm.machine.page import SECTION_MASK, SECTION_SHIFT
@@ -23,7 +24,7 @@ from gpuhmm.mirror.coherence import CoherentPageTable, MirrorCounters
 from gpuhmm.mirror.page_table import DPT_ATOMIC, DPT_PFN, DPT_VALID, DPT_WRITE, DevicePageTable
 from gpuhmm.mirror.protection import dmirror_mkentry
 from gpuhmm.space import NO_PFN
-from gpuhmm.tables import Words, check_array
+from gpuhmm.tables import Words
 from gpuhmm.vma import VM_READ
 
 if TYPE_CHECKING:

@@ -39,10 +39,25 @@ def test_rows_tell_what_was_measured_and_on_what(tmp_path):
 
 
 def test_small_ranges_holes_and_faults():
-    result = run("small-ranges", "hole-as-runs", "fault-storm", "--size", "2MiB", "--rounds", 1, "--json")
+    result = run(
+        "small-ranges",
+        "hole-as-runs",
+        "live-process",
+        "fault-storm",
+        "--size",
+        "2MiB",
+        "--rounds",
+        1,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     names = {row["workload"] for row in json.loads(result.stdout)["rows"]}
-    assert {"one-range-of-64-write", "batch-of-64s-per-page", "hole-as-runs", "fault-storm"} <= names
+    assert {
+        "one-range-of-64-write",
+        "batch-of-64s-per-page",
+        "hole-as-runs",
+        "live-process-as-words",
+    } <= names
 
 
 @pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if not workload.faults])

@@ -1,6 +1,6 @@
 """Running several threads against each other for a while.
 
-``GPUHMM_STRESS_SECONDS`` says how long each test that does so takes in all, 12 without it.
+``GPUHMM_STRESS_SECONDS`` says how long each test that does so takes in all, 60 without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spaces import BASE, anonymous
 
 import gpuhmm
 
-SECONDS = float(os.environ.get("GPUHMM_STRESS_SECONDS", "12"))
+SECONDS = float(os.environ.get("GPUHMM_STRESS_SECONDS", "60"))
 STUCK = 60.0  # seconds after the end at which a thread is taken for stuck
 
 

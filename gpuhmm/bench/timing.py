@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
 from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pfns
 from gpuhmm.driver import MirroredRange
 from gpuhmm.pieces import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.process import read_process
 from gpuhmm.ranges import HmmRange
 from gpuhmm.runs import HmmRuns
 from gpuhmm.space import AddressSpace
@@ -192,6 +194,36 @@ def time_hole_runs(backend: str, rounds: int) -> Iterator[Row]:
         call()
         times: Pairs = [(_seconds(call), None) for _ in range(10 * rounds)]
         yield _row("hole-as-runs", backend, 1 << (shift - 12), 1, times, None, None)
+
+
+def time_live_process(backend: str, rounds: int) -> Iterator[Row]:
+    """Yield the walk of this process's own page tables, all mappings in one call, as runs and as words."""
+    capture = read_process(os.getpid())
+    mm, start, end = capture.space, capture.start, capture.end
+    notifier = mm.notifier(start, end)
+
+    def as_runs() -> int:
+        return hmm_range_fault_runs(
+            HmmRuns(notifier, start, end, notifier_seq=notifier.read_begin()), backend
+        )
+
+    firsts = (capture.windows << 21).astype(np.uint64)
+    words = np.zeros(len(firsts) << 9, dtype=np.uint64)
+
+    def as_words() -> list[int]:
+        batch = HmmRangeBatch(
+            notifier, firsts, firsts + np.uint64(1 << 21), words, notifier_seq=notifier.read_begin()
+        )
+        return hmm_range_fault_batch(batch, backend)
+
+    loop, bytes_per_page = BASELINES["copy"]
+    source = np.zeros_like(words)
+    for name, walk, calls in (("as-runs", as_runs, 1), ("as-words", as_words, len(firsts))):
+        walk()
+        loop(source, words)
+        pairs: Pairs = [(_seconds(walk), _seconds(partial(loop, source, words))) for _ in range(10 * rounds)]
+        moved = bytes_per_page * len(words)
+        yield _row(f"live-process-{name}", backend, len(words), calls, pairs, "copy", moved)
 
 
 def _call(workload: Workload, mm: AddressSpace, words: Any, backend: str) -> Callable[[], int]:

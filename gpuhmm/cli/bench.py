@@ -85,8 +85,8 @@ def bench(
         _print(made)
 
 
-#: What is measured beside the workloads: small ranges, alone and in batches, and holes as runs.
-_EXTRA = ("small-ranges", "hole-as-runs")
+#: What is measured beside the workloads: small ranges, alone and in batches; holes as runs; this process.
+_EXTRA = ("small-ranges", "hole-as-runs", "live-process")
 
 
 def _rows(
@@ -96,18 +96,24 @@ def _rows(
     from rich.progress import Progress
 
     from gpuhmm.bench.report import available_bytes
-    from gpuhmm.bench.timing import time_hole_runs, time_pieces, time_small_ranges, time_workload
+    from gpuhmm.bench.timing import (
+        time_hole_runs,
+        time_live_process,
+        time_pieces,
+        time_small_ranges,
+        time_workload,
+    )
     from gpuhmm.bench.workloads import WORKLOADS
 
+    extra = dict(zip(_EXTRA, (time_small_ranges, time_hole_runs, time_live_process), strict=True))
     messages = Console(stderr=True)
     with Progress(console=messages, transient=True, disable=quiet or not messages.is_terminal) as bar:
         task = bar.add_task("", total=len(wanted) * len(sizes))
         for name in wanted:
             bar.update(task, description=name)
             if name in _EXTRA:
-                measure = time_small_ranges if name == "small-ranges" else time_hole_runs
                 for backend in backends:
-                    yield from measure(backend, rounds)
+                    yield from extra[name](backend, rounds)
                 bar.advance(task, len(sizes))
                 continue
             workload = WORKLOADS[name]

@@ -43,7 +43,7 @@ def report(backends: list[BackendInfo], rows: list[Row]) -> BenchReport:
         commit=_commit(),
         machine={
             "kernel": platform.release(),
-            "cpus": len(os.sched_getaffinity(0)),
+            "cpus": os.cpu_count() or 1,
             "omp_proc_bind": os.environ.get("OMP_PROC_BIND", ""),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },

@@ -9,6 +9,8 @@ from spaces import BASE, RW, ask
 
 import gpuhmm
 from gpuhmm import x86
+from gpuhmm.bench.workloads import BASE as WORKLOAD_BASE
+from gpuhmm.bench.workloads import fragmented
 from gpuhmm.kernels import cpu
 from gpuhmm.kernels.paths import PATHS
 from gpuhmm.vma import VM_READ
@@ -196,3 +198,25 @@ def test_threads_take_turns_over_a_long_range():
         below = np.arange(1, stop + 1, dtype=np.uint64) | np.uint64(FAULT)
         assert (range_.hmm_pfns[:stop] == below).all()
         assert (range_.hmm_pfns[stop:] == words[stop:]).all()
+
+
+@pytest.mark.parametrize("stop_page", [None, 5, 9000, 20_001, 32_767])
+@pytest.mark.parametrize("threads", ["several", "one"])
+def test_mixed_tables_in_which_pages_ask_for_what_is_there(monkeypatch, stop_page, threads):
+    monkeypatch.setattr(PATHS, "parallel_from", 0 if threads == "several" else 1 << 40)
+    npages = 64 * 512
+    spaces = [fragmented(npages) for _ in range(2)]
+    _, seen = ask(spaces[0], WORKLOAD_BASE, npages, "reference")
+    both = gpuhmm.HMM_PFN_REQ_FAULT | gpuhmm.HMM_PFN_REQ_WRITE
+    asked = seen.hmm_pfns & both
+    if stop_page is not None:  # the next hole from there on is asked for, and faulted
+        hole = stop_page + int(np.flatnonzero(np.roll(seen.hmm_pfns, -stop_page) == 0)[0])
+        asked[hole % npages] = gpuhmm.HMM_PFN_REQ_FAULT
+    got = [
+        ask(mm, WORKLOAD_BASE, npages, backend, words_in=asked, pfn_flags_mask=int(both))
+        for mm, backend in zip(spaces, ("reference", "cpu"), strict=True)
+    ]
+    assert got[0][0] == got[1][0] == 0
+    assert got[0][1].stats == got[1][1].stats
+    assert (stop_page is None) == (got[0][1].stats.faults == 0)
+    assert np.array_equal(got[0][1].hmm_pfns, got[1][1].hmm_pfns)

@@ -113,6 +113,16 @@ def all_plain(
     return (every & granted) == granted and (some & PAGE_SPECIAL) == ZERO and not beyond
 
 
+@shared("boolean(uint64, uint64, uint64, Walk, Array2)")
+def seem_plain(
+    look: np.uint64, write: np.uint64, granted: np.uint64, walk: Walk, leaf: npt.NDArray[np.uint64]
+) -> Truth:
+    """True if the first pages of both tables are plain, those of the first one with ``granted``."""
+    return all_plain(look, ZERO, _SAMPLE, granted, walk, leaf) and all_plain(
+        write, ZERO, _SAMPLE, PAGE_PRESENT, walk, leaf
+    )
+
+
 @shared("UniTuple2(uint64, uint64, uint64, uint64, Walk, Array2, Array1)")
 def look_and_write_plain(
     look: np.uint64,
@@ -129,11 +139,6 @@ def look_and_write_plain(
     tables whose pages are all plain, the first one's with ``granted``; where the second's are not,
     its words are to be written again.
     """
-    if not (
-        all_plain(look, ZERO, _SAMPLE, granted, walk, leaf)
-        and all_plain(write, ZERO, _SAMPLE, PAGE_PRESENT, walk, leaf)
-    ):
-        return ZERO, ZERO
     every_seen = ALL_ONES
     some_seen = ZERO
     every_written = ALL_ONES
@@ -158,6 +163,56 @@ def look_and_write_plain(
         if not beyond_written:
             plain_written = ONE
     return plain_seen, plain_written
+
+
+@shared("boolean(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
+def look_and_write_mixed(
+    look: np.uint64,
+    look_page: np.uint64,
+    write: np.uint64,
+    page: np.uint64,
+    walk: Walk,
+    owners: npt.NDArray[np.uint64],
+    leaf: npt.NDArray[np.uint64],
+    hmm_pfns: npt.NDArray[np.uint64],
+) -> Truth:
+    """Look at the whole table in row ``look`` and write that in row ``write``, whatever they hold.
+
+    ``look_page`` and ``page`` are the places of their first words.  Return whether a page of the first
+    may stop the walk.
+    """
+    may_stop: Truth = False
+    if asks_by_page(walk):
+        for i in range(TABLE_PAGES):
+            may_stop = may_stop | pte_may_stop(leaf[look, i], hmm_pfns[look_page + i], walk)
+            hmm_pfns[page + i] = ownerless_word(leaf[write, i], walk)
+    else:
+        for i in range(TABLE_PAGES):
+            may_stop = may_stop | pte_may_stop(leaf[look, i], ZERO, walk)
+            hmm_pfns[page + i] = ownerless_word(leaf[write, i], walk)
+    write_owned(write, ZERO, TABLE_PAGES, page, walk, owners, leaf, hmm_pfns)
+    return may_stop
+
+
+@shared("void(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
+def write_owned(
+    row: np.uint64,
+    slot: np.uint64,
+    count: np.uint64,
+    page: np.uint64,
+    walk: Walk,
+    owners: npt.NDArray[np.uint64],
+    leaf: npt.NDArray[np.uint64],
+    hmm_pfns: npt.NDArray[np.uint64],
+) -> None:
+    """Write words that were written as ownerless_word once more where an owner may matter."""
+    if owners.shape[0] > 0:
+        owned: Truth = False
+        for i in range(count):
+            owned = owned | may_be_device_private(leaf[row, slot + i], walk)
+        if owned:
+            for i in range(count):
+                hmm_pfns[page + i] = pte_word(leaf[row, slot + i], walk, owners)
 
 
 @shared("void(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
@@ -190,13 +245,7 @@ def write_leaf(
             return
     for i in range(count):
         hmm_pfns[page + i] = ownerless_word(leaf[row, slot + i], walk)
-    if owners.shape[0] > 0:
-        owned: Truth = False
-        for i in range(count):
-            owned = owned | may_be_device_private(leaf[row, slot + i], walk)
-        if owned:
-            for i in range(count):
-                hmm_pfns[page + i] = pte_word(leaf[row, slot + i], walk, owners)
+    write_owned(row, slot, count, page, walk, owners, leaf, hmm_pfns)
 
 
 @shared("uint64(uint64)")

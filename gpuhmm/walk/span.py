@@ -13,7 +13,15 @@ from gpuhmm.hmm import hmm_pte_need_fault
 from gpuhmm.shared import shared
 from gpuhmm.walk.constants import Walk, asks_by_page
 from gpuhmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, Extent, extent_at
-from gpuhmm.walk.leaf import TABLE_PAGES, granted_to_all, leaf_stop, look_and_write_plain, write_leaf
+from gpuhmm.walk.leaf import (
+    TABLE_PAGES,
+    granted_to_all,
+    leaf_stop,
+    look_and_write_mixed,
+    look_and_write_plain,
+    seem_plain,
+    write_leaf,
+)
 from gpuhmm.walk.pte import pte_stop
 from gpuhmm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, PMD_SIZE, ZERO
 
@@ -119,8 +127,8 @@ def look_and_write_tables(
 ) -> tuple[np.uint64, np.uint64]:
     """Look at the slot of 2 MiB at ``look`` and write the one at ``write``, which was looked at before.
 
-    Return ONE for each that was done: for neither, if not both slots are one leaf table each whose
-    first pages are plain; for the first only if none of its pages can stop the walk.
+    Return ONE for each that was done: for neither, if not both slots are one leaf table each; for the
+    first only if none of its pages can stop the walk.
     """
     seen = extent_at(look, last, walk, vmas, upper, child)
     written = extent_at(write, last, walk, vmas, upper, child)
@@ -132,6 +140,11 @@ def look_and_write_tables(
         return ZERO, ZERO
     page = (write - walk.start) >> PAGE_SHIFT
     granted = granted_to_all(walk)
+    if not seem_plain(seen.row, written.row, granted, walk, leaf):
+        look_page = (look - walk.start) >> PAGE_SHIFT
+        if look_and_write_mixed(seen.row, look_page, written.row, page, walk, owners, leaf, hmm_pfns):
+            return ZERO, ONE
+        return ONE, ONE
     plain_seen, plain_written = look_and_write_plain(
         seen.row, written.row, page, granted, walk, leaf, hmm_pfns
     )

@@ -1,6 +1,7 @@
 """``gpuhmm bench``: it measures what it names and keeps it; how fast is no test's business."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from gpuhmm.bench.workloads import BASE, WORKLOADS
 from gpuhmm.check.difference import errno_name
 from gpuhmm.cli import app
 from gpuhmm.driver import range_fault
+from gpuhmm.process import read_process
 from gpuhmm.ranges import HmmRange
+from gpuhmm.snapshot import save_snapshot
 
 
 def run(*arguments):
@@ -58,6 +61,14 @@ def test_small_ranges_holes_and_faults():
         "hole-as-runs",
         "live-process-as-words",
     } <= names
+
+
+def test_a_snapshot_is_walked_as_well(tmp_path):
+    save_snapshot(tmp_path / "snap", read_process(os.getpid()))
+    result = run("dense-4k", "--size", "2MiB", "--rounds", 1, "--snapshot", tmp_path / "snap", "--json")
+    assert result.exit_code == 0, result.output
+    names = [row["workload"] for row in json.loads(result.stdout)["rows"]]
+    assert names[-2:] == ["snapshot-as-runs", "snapshot-as-words"]
 
 
 @pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if not workload.faults])

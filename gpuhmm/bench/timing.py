@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
 from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pfns
 from gpuhmm.driver import MirroredRange
 from gpuhmm.pieces import DEFAULT_MEMORY, range_fault_pieces
-from gpuhmm.process import read_process
+from gpuhmm.process import ProcessCapture, read_process
 from gpuhmm.ranges import HmmRange
 from gpuhmm.runs import HmmRuns
+from gpuhmm.snapshot import load_snapshot
 from gpuhmm.space import AddressSpace
 from gpuhmm.tables import Words
 from gpuhmm.x86 import PAGE_PRESENT
@@ -197,8 +199,17 @@ def time_hole_runs(backend: str, rounds: int) -> Iterator[Row]:
 
 
 def time_live_process(backend: str, rounds: int) -> Iterator[Row]:
-    """Yield the walk of this process's own page tables, all mappings in one call, as runs and as words."""
-    capture = read_process(os.getpid())
+    """Yield the walk of this process's own page tables."""
+    yield from _time_capture("live-process", read_process(os.getpid()), backend, rounds)
+
+
+def time_snapshot(path: Path, backend: str, rounds: int) -> Iterator[Row]:
+    """Yield the walk of a snapshot, of a process or of a memory dump."""
+    yield from _time_capture("snapshot", load_snapshot(path).as_capture(), backend, rounds)
+
+
+def _time_capture(workload: str, capture: ProcessCapture, backend: str, rounds: int) -> Iterator[Row]:
+    """Yield the walk of all mappings in one call, as runs, and of all populated windows in one, as words."""
     mm, start, end = capture.space, capture.start, capture.end
     notifier = mm.notifier(start, end)
 
@@ -223,7 +234,7 @@ def time_live_process(backend: str, rounds: int) -> Iterator[Row]:
         loop(source, words)
         pairs: Pairs = [(_seconds(walk), _seconds(partial(loop, source, words))) for _ in range(10 * rounds)]
         moved = bytes_per_page * len(words)
-        yield _row(f"live-process-{name}", backend, len(words), calls, pairs, "copy", moved)
+        yield _row(f"{workload}-{name}", backend, len(words), calls, pairs, "copy", moved)
 
 
 def _call(workload: Workload, mm: AddressSpace, words: Any, backend: str) -> Callable[[], int]:

@@ -42,6 +42,10 @@ def bench(
         typer.Option(help="Address space walked in one call, such as 4GiB; may be given more than once."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each call is made.")] = 7,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A snapshot of a process or a dump, walked as well."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the results to this .json, and a picture beside it.")
     ] = None,
@@ -59,6 +63,7 @@ def bench(
     from gpuhmm.bench.picture import DRAWN, draw
     from gpuhmm.bench.report import as_json as to_json
     from gpuhmm.bench.report import report, write_json
+    from gpuhmm.bench.timing import time_snapshot
     from gpuhmm.bench.workloads import WORKLOADS
 
     known = [*WORKLOADS, *_EXTRA]
@@ -74,6 +79,9 @@ def bench(
     sizes = [_size(text) for text in size or ["2MiB", "64MiB", "1GiB", "16GiB", "256GiB"]]
     names = [info.name for info in backends]
     rows = list(_rows(workloads or known, names, sizes, rounds, quiet=as_json))
+    if snapshot is not None:
+        for name in names:
+            rows += time_snapshot(snapshot, name, rounds)
     made = report(backends, rows)
     if out is not None:
         write_json(made, out)

@@ -12,6 +12,7 @@ from gpuhmm.process.from_space import capture_of_space, mapping_of
 from gpuhmm.snapshot.arrays import map_array
 from gpuhmm.snapshot.captured import capture_of_parts
 from gpuhmm.snapshot.manifest import Manifest, parse
+from gpuhmm.snapshot.page_state import set_page_state
 from gpuhmm.snapshot.parts import space_of_parts
 from gpuhmm.space import AddressSpace
 
@@ -58,12 +59,14 @@ def load_snapshot(path: str | os.PathLike[str], *, verify: bool = True) -> Snaps
 
     ``verify`` reads every file for its checksum; without it only what a walk needs is ever read.
     SnapshotError for a folder that is no snapshot, a file that is missing or damaged, a newer version,
-    and tables that point where there is nothing.
+    tables that point where there is nothing, and page state that contradicts itself.
     """
     folder = Path(path)
     manifest = parse(folder)
     arrays = {name: map_array(folder, name, record, verify) for name, record in manifest.arrays.items()}
     space = space_of_parts(manifest.parts.get("space", {}), arrays)
+    if "page_state" in manifest.parts:
+        set_page_state(space, manifest.parts["page_state"], arrays)
     capture = None
     if "capture" in manifest.parts:
         capture = capture_of_parts(manifest.parts, arrays, space)

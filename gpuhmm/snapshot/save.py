@@ -14,6 +14,7 @@ from gpuhmm.process.capture import ProcessCapture
 from gpuhmm.snapshot.arrays import write_array
 from gpuhmm.snapshot.captured import capture_parts
 from gpuhmm.snapshot.manifest import FILE, VERSION, Manifest, is_snapshot
+from gpuhmm.snapshot.page_state import page_state_parts
 from gpuhmm.snapshot.parts import Arrays, space_parts
 from gpuhmm.space import AddressSpace
 
@@ -30,7 +31,8 @@ def save_snapshot(
     ``origin`` says where a plain space came from, in JSON's types; a capture knows.  The folder appears
     whole or not at all: it is written under another name beside ``path``, to the disk, and renamed.
     FileExistsError where something is there already; ``overwrite`` replaces a snapshot, never anything
-    else.  OSError, and nothing left behind, where the disk is full.
+    else.  OSError, and nothing left behind, where the disk is full; SnapshotError, and nothing written, for
+    page state that cannot be saved.
     """
     target = Path(os.path.abspath(path))
     if os.path.lexists(target) and not (overwrite and is_snapshot(target) and not target.is_symlink()):
@@ -46,6 +48,10 @@ def save_snapshot(
         space = source.space
     parts["space"], of_space = space_parts(space)
     arrays.update(of_space)
+    page_state = page_state_parts(space)
+    if page_state is not None:
+        parts["page_state"] = page_state[0]
+        arrays.update(page_state[1])
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     except OSError as error:

@@ -13,11 +13,12 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.kernels.cuda_resolve import describe_kernel, plan_kernel, resolve_kernel
-from gpuhmm.kernels.cuda_stream import PLAN_COLUMNS, granted_to_plain, stream_asked_kernel, stream_kernel
+from gpuhmm.kernels.cuda_stream import PLAN_COLUMNS, stream_asked_kernel, stream_kernel
 from gpuhmm.kernels.device_tables import THREADS, device_tables
 from gpuhmm.kernels.paths import PATHS
 from gpuhmm.settle import Stop, settle
 from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
+from gpuhmm.walk.leaf import granted_to_all
 from gpuhmm.walk.span import NO_STOP
 from gpuhmm.x86 import U64
 
@@ -51,10 +52,9 @@ class CudaResolver:
         self.host_constants = walk_constants(range_)
         self.walk = Walk(*self.host_constants)
         self.cuts_need = bool(asks_by_page(self.walk))
-        self.granted = granted_to_plain(self.walk)
+        self.granted = granted_to_all(self.walk)
         self.constants = cuda.to_device(self.host_constants, stream=self.stream)
         self.tables = device_tables(self.mm)
-        self.vma_columns: Any = None
         self.answer = cuda.device_array(_ANSWER, dtype=np.uint64)
         # Pinned, so that the copies of every wave need no buffer in between.
         self.no_stop = cuda.pinned_array(_ANSWER, dtype=np.uint64)
@@ -98,7 +98,7 @@ class CudaResolver:
 
     def resolve(self, first: int, past: int) -> Stop | None:
         """Write the words of ``[first, past)`` to the second buffer; return the first stop."""
-        self._send_vmas()
+        vmas, owners = self.tables.areas(self.mm)
         upper, child, leaf = self.tables.sync(self.stream)
         slots = ((past - 1) >> 21) - (first >> 21) + 1
         if self.plans is None:  # the first wave is the largest but where a slot is cut: one more then
@@ -112,7 +112,7 @@ class CudaResolver:
         plan_kernel[-(-slots // THREADS), THREADS, self.stream](
             *bounds,
             self.constants,
-            self.vmas,
+            vmas,
             upper,
             child,
             self.inputs,
@@ -128,8 +128,8 @@ class CudaResolver:
             *bounds,
             U64(slots),
             self.constants,
-            self.vmas,
-            self.owners,
+            vmas,
+            owners,
             upper,
             child,
             leaf,
@@ -140,7 +140,7 @@ class CudaResolver:
             stop,
         )
         describe_kernel[1, THREADS, self.stream](
-            self.constants, self.vmas, self.owners, upper, child, leaf, self.inputs, stop, description
+            self.constants, vmas, owners, upper, child, leaf, self.inputs, stop, description
         )
         self.answer.copy_to_host(self.answer_here, stream=self.stream)
         self._wait()
@@ -183,23 +183,7 @@ class CudaResolver:
         if self.stream != 0:
             self.stream.synchronize()
 
-    def _send_vmas(self) -> None:
-        columns = self.mm.vmas.columns()
-        if columns is not self.vma_columns:
-            self.vma_columns = columns
-            self.vmas = to_device(columns)
-            self.owners = to_device(self.mm.device_private)
-
 
 def _aligned(npages: int, shift: int) -> Any:
     """Return uint64[npages] on the device, at a multiple of 16 bytes if ``shift`` is 0, else 8 beyond one."""
     return cuda.device_array(npages + 1, dtype=np.uint64)[shift : shift + npages]
-
-
-def to_device(table: np.ndarray) -> Any:
-    """Return a device copy; of an empty table one whose shape is kept but that can be allocated."""
-    if table.size:
-        return cuda.to_device(table)
-    return cuda.device_array((max(table.shape[0], 1), max(table.shape[1], 1)), dtype=table.dtype)[
-        : table.shape[0], : table.shape[1]
-    ]

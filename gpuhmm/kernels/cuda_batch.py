@@ -8,8 +8,7 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.hmm import hmm_pte_need_fault
-from gpuhmm.kernels.cuda import to_device
-from gpuhmm.kernels.device_tables import THREADS, device_tables
+from gpuhmm.kernels.device_tables import THREADS, device_tables, to_device
 from gpuhmm.shared import register
 from gpuhmm.walk.constants import Walk, asks_by_page, for_range, may_fault, unpack, walk_constants
 from gpuhmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
@@ -113,6 +112,7 @@ class CudaBatchResolver:
         if not len(slots):
             return past
         upper, child, leaf = self.tables.sync()
+        vmas, owners = self.tables.areas(self.mm)
         stops = cuda.to_device(np.zeros(len(batch), dtype=np.uint64))
         resolve_ranges_kernel[len(slots), THREADS](
             cuda.to_device(slots),
@@ -121,8 +121,8 @@ class CudaBatchResolver:
             self.ends,
             self.offsets,
             self.constants,
-            to_device(self.mm.vmas.columns()),
-            to_device(self.mm.device_private),
+            vmas,
+            owners,
             upper,
             child,
             leaf,

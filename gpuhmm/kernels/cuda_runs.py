@@ -12,7 +12,6 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.kernels.cpu_runs import CpuRunsResolver
-from gpuhmm.kernels.cuda import to_device
 from gpuhmm.kernels.device_tables import THREADS, device_tables
 from gpuhmm.settle import settle
 from gpuhmm.shared import register, shared
@@ -164,7 +163,7 @@ class CudaRunsResolver(CpuRunsResolver):
     def runs_of(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return address and first word of the runs of the listed extents, and their pages below stops."""
         _, _, leaf = self.tables.sync()
-        owners = to_device(self.mm.device_private)
+        _, owners = self.tables.areas(self.mm)
         extents = cuda.to_device(self.extents[:count])
         bounds = self.extents[:count, :2]
         pages = cuda.to_device((bounds[:, 1] - bounds[:, 0]) >> PAGE_SHIFT)

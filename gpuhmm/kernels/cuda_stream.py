@@ -10,18 +10,14 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.hmm import (
-    HMM_PFN_REQ_FAULT,
-    HMM_PFN_REQ_WRITE,
     hmm_pte_need_fault,
 )
 from gpuhmm.kernels.device_tables import THREADS
 from gpuhmm.kernels.word_pairs import load_pair, store_pair
 from gpuhmm.shared import register, shared
-from gpuhmm.walk.constants import Walk, asks_by_page, may_fault
 from gpuhmm.walk.leaf import plain_word
 from gpuhmm.x86 import (
     PAGE_PRESENT,
-    PAGE_RW,
     PAGE_SHIFT,
     PAGE_SPECIAL,
     PTE_PFN_MASK,
@@ -52,15 +48,6 @@ _THREADS = U64(THREADS)
 _PAIRS = U64(256)
 _TABLE_SHIFT = U64(9)
 _TABLE_PAGES = U64(512)
-
-
-@shared("uint64(Walk)")
-def granted_to_plain(walk: Walk) -> np.uint64:
-    """Return the bits that every PTE must have to be plain: RW among them if all pages ask to write."""
-    wanted = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE
-    if may_fault(walk) and not asks_by_page(walk) and (walk.default_flags & wanted) == wanted:
-        return PAGE_PRESENT | PAGE_RW
-    return PAGE_PRESENT
 
 
 @shared("boolean(uint64, uint64, uint64)")

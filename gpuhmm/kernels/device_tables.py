@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -59,10 +60,21 @@ class DeviceTables:
         self.upper = _DevicePool(np.uint64)
         self.child = _DevicePool(np.int32)
         self.leaf = _DevicePool(np.uint64)
+        self._sent_areas: tuple[np.ndarray, np.ndarray] | None = None
+        self._areas: tuple[Any, Any] | None = None
         self._syncing = threading.Lock()  # several threads may walk at once
         #: Tables sent so far, and transfers that it took.
         self.sent = 0
         self.transfers = 0
+
+    def areas(self, mm: AddressSpace) -> tuple[Any, Any]:
+        """Return the device arrays of the VMAs' columns and of ``device_private``, as new as the host's."""
+        wanted = mm.vmas.columns(), mm.device_private
+        with self._syncing:
+            if self._areas is None or self._sent_areas is None or any(map(is_not, wanted, self._sent_areas)):
+                self._sent_areas = wanted
+                self._areas = to_device(wanted[0]), to_device(wanted[1])
+            return self._areas
 
     def sync(self, stream: Any = 0) -> tuple[Any, Any, Any]:
         """Return the device arrays ``upper``, ``child`` and ``leaf``, as new as the host's, in ``stream``."""
@@ -107,3 +119,12 @@ class _DevicePool:
         rows = np.fromiter(sorted(changed), dtype=np.uint64, count=len(changed))
         sent = cuda.to_device(rows, stream=stream), cuda.to_device(host[rows], stream=stream)
         scatter_kernel[len(rows), THREADS, stream](*sent, self.array)
+
+
+def to_device(table: np.ndarray) -> Any:
+    """Return a device copy; of an empty table one whose shape is kept but that can be allocated."""
+    if table.size:
+        return cuda.to_device(table)
+    return cuda.device_array((max(table.shape[0], 1), max(table.shape[1], 1)), dtype=table.dtype)[
+        : table.shape[0], : table.shape[1]
+    ]

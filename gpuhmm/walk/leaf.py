@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID
 from gpuhmm.shared import shared
-from gpuhmm.walk.constants import Walk, asks_by_page
+from gpuhmm.walk.constants import Walk, asks_by_page, may_fault
 from gpuhmm.walk.pte import (
     ACTION_NONE,
     may_be_device_private,
@@ -87,7 +87,7 @@ def leaf_stop(
 @shared("uint64(Walk)")
 def granted_to_all(walk: Walk) -> np.uint64:
     """Return the bits of a plain PTE with which no request of this walk can stop it."""
-    if asks_by_page(walk) or (walk.default_flags & HMM_PFN_REQ_WRITE) != ZERO:
+    if may_fault(walk) and (asks_by_page(walk) or (walk.default_flags & HMM_PFN_REQ_WRITE) != ZERO):
         return PAGE_PRESENT | PAGE_RW
     return PAGE_PRESENT
 

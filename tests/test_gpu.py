@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from cuda_device import device  # noqa: F401
 from recorded import CASES, difference_from_record, large_sets
 
 import gpuhmm
@@ -13,17 +14,6 @@ from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True, scope="module")
-def device():
-    """Skip where no CUDA device can be used; the simulator has tests of its own."""
-    try:
-        info = gpuhmm.resolve_backend("cuda")
-    except gpuhmm.BackendError as error:
-        pytest.skip(str(error))
-    if info.device == "CUDA simulator":
-        pytest.skip("the simulator is no CUDA device")
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

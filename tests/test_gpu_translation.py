@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from cuda_device import device  # noqa: F401
 from guest import CR3, guest, write_image
 from table_images import interesting_addresses, random_image
 from test_translation import loaded
@@ -13,17 +14,6 @@ from gpuhmm.dump import load_tables
 from gpuhmm.translation import mappings, translate, translate_range
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True, scope="module")
-def device():
-    """Skip where no CUDA device can be used; the simulator has tests of its own."""
-    try:
-        info = gpuhmm.resolve_backend("cuda")
-    except gpuhmm.BackendError as error:
-        pytest.skip(str(error))
-    if info.device == "CUDA simulator":
-        pytest.skip("the simulator is no CUDA device")
 
 
 @pytest.mark.parametrize("levels", [4, 5])

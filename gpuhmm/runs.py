@@ -7,14 +7,16 @@ least a PFN, PFNs count up; holes and errors are the same word throughout.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm import HMM_PFN_FLAGS, HMM_PFN_ORDER_SHIFT, HMM_PFN_VALID, hmm_pfn_to_order
+from gpuhmm.hmm import HMM_PFN_FLAGS, HMM_PFN_ORDER_SHIFT, hmm_pfn_to_order
 from gpuhmm.notifier import MmuIntervalNotifier
 from gpuhmm.ranges import RangeStats, check_fields
 from gpuhmm.tables import Words
+from gpuhmm.walk.runs import counts_up
 
 #: One run: address, PFN of its first page (0 in a hole), pages of 4 KiB, VALID, WRITE and ERROR bits, order.
 RUN_DTYPE = np.dtype(
@@ -111,8 +113,9 @@ def expand_runs(runs: Runs) -> Words:
 
 
 def _counts_up(words: Words) -> npt.NDArray[np.bool_]:
-    """True where a page or a PFN is behind the word: gpuhmm.walk.runs.counts_up, for arrays."""
-    return (words & (~HMM_PFN_FLAGS | HMM_PFN_VALID)) != 0
+    decide: Any = counts_up
+    answers: npt.NDArray[np.bool_] = decide(words)
+    return answers
 
 
 def _continues(words: Words, after: Words) -> npt.NDArray[np.bool_]:

@@ -290,27 +290,6 @@ class AddressSpace:
             yield self.page_tables.row(at, level), slot, done, count
             done += count
 
-    def _leaf_pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yield (level, row, slot, entries, va) for the leaves and holes in ``[start, end)``."""
-        va = start
-        while va < end:
-            level = self.levels
-            while level > 1 and self.page_tables.row(va, level - 1) != NO_CHILD:
-                level -= 1
-            shift = level_shift(level)
-            if level == 1:
-                last = min(end, (va | 0x1F_FFFF) + 1)
-                yield 1, self.page_tables.row(va, 1), va >> 12 & 511, (last - va) >> 12, va
-                va = last
-                continue
-            value = self.entry(va, level)
-            whole = va % (1 << shift) == 0 and va + (1 << shift) <= end
-            if value and level <= 3:
-                if not whole:
-                    raise ValueError(f"[{start:#x}, {end:#x}) must not cut the huge mapping at va {va:#x}")
-                yield level, self.page_tables.row(va, level), va >> shift & 511, 1, va
-            va = ((va >> shift) + 1) << shift
-
     def _store(self, level: int, row: int, slot: int, entries: Words) -> None:
         if level == 1:
             self.page_tables.store_leaf(row, slot, entries)

@@ -104,10 +104,6 @@ class CapturedCall:
         columns = [self.file.rows("vma", name, self.index).tolist() for name in names]
         return [CapturedVma(*row) for row in zip(*columns, strict=True)]
 
-    def vma_at(self, va: int) -> CapturedVma | None:
-        """Return the area that holds ``va``."""
-        return next((vma for vma in self.vmas if vma.start <= va < vma.end), None)
-
     @cached_property
     def calls(self) -> list[Call]:
         """Walks and faults, in the order in which they were entered."""

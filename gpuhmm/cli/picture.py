@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuhmm.errors import BackendError
+from gpuhmm.whole_file import whole_file
 
 if TYPE_CHECKING:
     from gpuhmm.fault_costs import FaultCosts
@@ -40,4 +41,6 @@ def draw_fault_costs(costs: list[FaultCosts], title: str, path: Path) -> None:
         for axis in row:
             axis.set_xticks(list(places), [f"{one.range_pages}" for one in shown])
             axis.set_xlabel("pages of a range")
-    drawing.savefig(path, dpi=120)
+    target = path if path.suffix else path.with_suffix(".png")
+    with whole_file(target) as beside:
+        drawing.savefig(beside, dpi=120, format=target.suffix[1:])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuhmm.backends import BACKENDS
+from gpuhmm.byte_size import byte_size
 from gpuhmm.cli.parameters import address, number, one_of
 from gpuhmm.cli.source import (
     CR3_HELP,
@@ -137,7 +138,7 @@ def _table(summary: ProcessSummary, narrow: bool) -> Table:
     table.add_column("from" if narrow else "mapping", f"{len(summary.mappings)} mappings", no_wrap=True)
     table.add_column("perms", no_wrap=True)
     table.add_column("name", no_wrap=True)
-    table.add_column("size", _size(total.pages << 12), justify="right", no_wrap=True)
+    table.add_column("size", byte_size(total.pages << 12), justify="right", no_wrap=True)
     for title in shown:
         table.add_column(title, _counts(total)[title], justify="right", no_wrap=True)
     if summary.faults_modelled:
@@ -150,7 +151,7 @@ def _table(summary: ProcessSummary, narrow: bool) -> Table:
             f"{mapping.start:x}" if narrow else f"{mapping.start:x}-{mapping.end:x}",
             mapping.perms,
             Text(_short(mapping.name, 16 if narrow else 32)),
-            _size(mapping.size),
+            byte_size(mapping.size),
             *(counts[title] for title in shown),
         ]
         row += [f"{mapping.counts.faults}"] if summary.faults_modelled else []
@@ -217,16 +218,6 @@ def _how_read(summary: ProcessSummary) -> str:
         + (", the process being stopped" if summary.stopped else "")
         + ("; PFNs are real" if summary.pfns == "real" else "; PFNs are numbered by us")
     )
-
-
-def _size(size: int) -> str:
-    """Return bytes with the largest binary unit that keeps at least one digit before the point."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
 
 
 def _short(name: str, length: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuhmm.byte_size import byte_size
 from gpuhmm.picture.strips import STATES, Strip
 from gpuhmm.process.maps import Mapping
 from gpuhmm.whole_file import whole_file
@@ -92,7 +93,7 @@ def _draw_strip(axes: Any, strip: Strip) -> None:
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set_linewidth(0.4)
-    per_column = _size((strip.end - strip.start) // count)
+    per_column = byte_size((strip.end - strip.start) // count)
     axes.text(
         -0.008,
         0.35,
@@ -105,7 +106,7 @@ def _draw_strip(axes: Any, strip: Strip) -> None:
     axes.text(
         1.008,
         0.35,
-        f"{_size(strip.end - strip.start)}\n{per_column} a column",
+        f"{byte_size(strip.end - strip.start)}\n{per_column} a column",
         ha="left",
         va="center",
         fontsize=7,
@@ -171,12 +172,3 @@ def _area_colour(mapping: Mapping) -> str:
 def _ascii(text: str) -> str:
     """Return text that every font has, without what Matplotlib takes for mathematics."""
     return "".join(letter if " " <= letter <= "~" and letter != "$" else "?" for letter in text)
-
-
-def _size(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"

@@ -23,10 +23,16 @@ EXTENT_STEP = U64(5)
 _PAGE_BEHIND = ~HMM_PFN_FLAGS | HMM_PFN_VALID
 
 
+@shared("boolean(uint64)")
+def counts_up(word: np.uint64) -> Truth:
+    """True where a page or a PFN is behind the word; NumPy arrays of words are answered one by one."""
+    return (word & _PAGE_BEHIND) != ZERO
+
+
 @shared("uint64(uint64)")
 def next_word(word: np.uint64) -> np.uint64:
     """Return the word of the page after it in the same run: PFNs count up, holes and errors do not."""
-    if (word & _PAGE_BEHIND) != ZERO:
+    if counts_up(word):
         return word + ONE
     return word
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from gpuhmm import x86
 from gpuhmm.errors import ArrayTypeError
@@ -14,14 +15,16 @@ def check_pfn(name: str, pfn: int) -> None:
         raise ValueError(f"{name} must be a PFN below 2^40, that is 52-bit physical (got {pfn:#x})")
 
 
-def check_array(name: str, array: object, shape: tuple[int | None, ...]) -> None:
-    """ArrayTypeError unless ``array`` is of uint64; ValueError unless of ``shape`` and in C order.
+def check_array(
+    name: str, array: object, shape: tuple[int | None, ...], dtype: npt.DTypeLike = np.uint64
+) -> None:
+    """ArrayTypeError unless ``array`` is of ``dtype``; ValueError unless of ``shape`` and in C order.
 
     None in ``shape`` stands for any length.
     """
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint64:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ArrayTypeError(f"{name} must be a numpy array of uint64 (got {got})")
+        raise ArrayTypeError(f"{name} must be a numpy array of {np.dtype(dtype)} (got {got})")
     if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         raise ValueError(f"{name} must have the shape {shape} (got {array.shape})")
     if not array.flags.c_contiguous:

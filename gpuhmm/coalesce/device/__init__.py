@@ -1,0 +1,1 @@
+"""Devices that fault: one that runs an access pattern, and one that repeats a recorded trace."""

@@ -7,7 +7,6 @@ size, each with the documented loop.  Counted is what a kernel would have to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EBUSY
 from typing import TYPE_CHECKING
@@ -20,13 +19,11 @@ from gpuhmm.driver import REQUESTS
 from gpuhmm.errors import HmmError
 from gpuhmm.fault.burst import handle_mm_fault_range
 from gpuhmm.fault_model import FaultModel
-from gpuhmm.faults import FAULT_FLAG_WRITE
-from gpuhmm.machine.filemap import File
+from gpuhmm.layouts import layout_named
 from gpuhmm.machine.physical import PhysicalMemory
-from gpuhmm.memory import fork
 from gpuhmm.ranges import HmmRange, RangeStats
 from gpuhmm.space import AddressSpace
-from gpuhmm.vma import VM_HUGEPAGE, VM_READ, VM_SHARED, VM_WRITE, Vma
+from gpuhmm.vma import Vma
 
 if TYPE_CHECKING:
     from gpuhmm.profile import KernelProfile
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 BASE = 1 << 40
 
 _PMD_PAGES = 512
-_RW = VM_READ | VM_WRITE
 
 
 class _CountingModel(FaultModel):
@@ -62,90 +58,6 @@ class _CountingModel(FaultModel):
     def _count(self, va: int, calls: int) -> None:
         first = (va - BASE) >> 12
         self.unasked += calls - int(np.count_nonzero(self.asked[first : first + calls]))
-
-
-Fill = Callable[[AddressSpace, int], None]
-
-
-def _untouched(mm: AddressSpace, npages: int) -> None:
-    mm.mmap(BASE, BASE + npages * 4096, _RW)
-
-
-def _untouched_huge(mm: AddressSpace, npages: int) -> None:
-    mm.mmap(BASE, BASE + npages * 4096, _RW | VM_HUGEPAGE)
-
-
-def _zero(mm: AddressSpace, npages: int) -> None:
-    _untouched(mm, npages)
-    _fault_all(mm, npages, "read")
-
-
-def _zero_huge(mm: AddressSpace, npages: int) -> None:
-    _untouched_huge(mm, npages)
-    _fault_all(mm, npages, "read")
-
-
-def _written(mm: AddressSpace, npages: int) -> None:
-    _untouched(mm, npages)
-    _fault_all(mm, npages, "write")
-
-
-def _forked(mm: AddressSpace, npages: int) -> None:
-    _written(mm, npages)
-    fork(mm)
-
-
-def _forked_huge(mm: AddressSpace, npages: int) -> None:
-    _untouched_huge(mm, npages)
-    _fault_all(mm, npages, "write")
-    fork(mm)
-
-
-def _file(mm: AddressSpace, npages: int, flags: int) -> None:
-    file = File(mm.memory, npages * 4096, "regular")
-    mm.mmap(BASE, BASE + npages * 4096, flags, file=file)
-    _fault_all(mm, npages, "read")
-
-
-def _private_file(mm: AddressSpace, npages: int) -> None:
-    _file(mm, npages, _RW)
-
-
-def _shared_file(mm: AddressSpace, npages: int) -> None:
-    _file(mm, npages, _RW | VM_SHARED)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way to fill a space: how, and in words."""
-
-    fill: Fill
-    words: str
-
-
-LAYOUTS = {
-    "untouched": Layout(_untouched, "anonymous memory that nobody touched"),
-    "untouched-huge": Layout(_untouched_huge, "the same, with MADV_HUGEPAGE"),
-    "zero": Layout(_zero, "anonymous memory that was read only: the zero page everywhere"),
-    "zero-huge": Layout(_zero_huge, "the same, with MADV_HUGEPAGE: the huge zero page"),
-    "written": Layout(_written, "anonymous memory that was written"),
-    "forked": Layout(_forked, "the same, shared with a child since: copy on write"),
-    "forked-huge": Layout(_forked_huge, "huge pages shared with a child: copy on write, after a split"),
-    "private-file": Layout(
-        _private_file, "a writable private mapping of a file in the page cache, only read so far"
-    ),
-    "shared-file": Layout(
-        _shared_file, "a writable shared mapping of a file in the page cache, only read so far"
-    ),
-}
-
-
-def _fault_all(mm: AddressSpace, npages: int, request: str) -> None:
-    vma = mm.vmas.lookup(BASE)
-    assert vma is not None
-    flags = FAULT_FLAG_WRITE if request == "write" else 0
-    with mm.mmap_lock.write():
-        handle_mm_fault_range(mm, vma, BASE, BASE + npages * 4096, flags)
 
 
 def touched_pages(pattern: str, npages: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -211,8 +123,7 @@ def fault_costs(
     ``whole_ranges`` for all of it.  ValueError for an unknown layout, pattern or request, and for sizes
     below one page.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} (got {layout!r})")
+    filled = layout_named(layout)
     if request not in ("read", "write"):
         raise ValueError(f"request must be read or write (got {request!r})")
     if npages < 1 or range_pages < 1:
@@ -220,7 +131,7 @@ def fault_costs(
     touched = touched_pages(pattern, npages, seed)
     model = _CountingModel()
     mm = AddressSpace(kernel=kernel, faults=model, memory=PhysicalMemory())
-    LAYOUTS[layout].fill(mm, npages)
+    filled.fill(mm, BASE, BASE + npages * 4096)
     asked = np.zeros(npages, dtype=np.bool_)
     asked[touched] = True
     if whole_ranges:

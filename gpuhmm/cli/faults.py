@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LAYOUT_HELP = (
     "What is there before: untouched, zero (read only so far), written, forked, private-file, shared-file; "
-    "untouched-huge, zero-huge, forked-huge."
+    "untouched-huge, zero-huge, written-huge, forked-huge."
 )
 
 
@@ -50,7 +50,8 @@ def faults(
         gpuhmm faults --layout private-file --request both
     """
     from gpuhmm.backends import resolve_backend
-    from gpuhmm.fault_costs import LAYOUTS, fault_costs
+    from gpuhmm.fault_costs import fault_costs
+    from gpuhmm.layouts import LAYOUTS
 
     info = resolve_backend(backend)
     if request not in ("read", "write", "both"):

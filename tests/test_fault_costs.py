@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gpuhmm.cli import app
-from gpuhmm.fault_costs import LAYOUTS, fault_costs, touched_pages
+from gpuhmm.fault_costs import fault_costs, touched_pages
+from gpuhmm.layouts import LAYOUTS
 
 PAGES = 4096  # 16 MiB, 8 PMDs
 

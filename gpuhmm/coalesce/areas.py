@@ -118,7 +118,7 @@ def _check(areas: Sequence[Area]) -> None:
     for number, area in enumerate(areas):
         if area.start % 4096 or area.end % 4096 or not 0 <= area.start < area.end <= 1 << 57:
             raise ValueError(
-                f"area {number} must be aligned, not empty and below 2^57 (got {area.start:#x}, {area.end:#x})"
+                f"area {number} must be aligned, not empty, below 2^57 (got {area.start:#x}, {area.end:#x})"
             )
         if not 0 <= area.space < 1 << 16:
             raise ValueError(f"the space of area {number} must be below 65536 (got {area.space})")

@@ -47,11 +47,11 @@ class FaultingDevice(Protocol):
     #: Entries that the buffer holds.
     buffer_entries: int
 
-    def next_fault(self, now: int) -> int | None:
+    def next_fault(self, now: int, until: int | None = None) -> int | None:
         """Let the device go on from ``now`` until an entry is at or beyond GET; return when it was written.
 
-        That may be before ``now``.  None if it never will be: the work is done, or everything that is
-        left waits for a replay.
+        That may be before ``now``.  None if there is none by the time ``until``, or without one if there
+        never will be: the work is done, or everything that is left waits for a replay.
         """
         ...
 
@@ -73,6 +73,10 @@ class FaultingDevice(Protocol):
 
     def stalled(self) -> int:
         """Accesses that wait for a replay."""
+        ...
+
+    def running(self) -> bool:
+        """True while the device has something to do that waits for no replay."""
         ...
 
     def done(self) -> bool:

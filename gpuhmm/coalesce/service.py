@@ -170,16 +170,16 @@ class FaultService:
     ) -> MmuIntervalNotifier:
         """Return a new notifier over ``[start, end)`` that takes from the device what is invalidated.
 
-        ``on_invalidate`` hears of the part that lies in the notifier's range, after that.
+        ``on_invalidate`` hears of the part that lies in the notifier's range, before that.
         """
 
         def invalidate(notifier: MmuIntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
             notifier.set_seq(cur_seq)
             low, high = max(range_.start, notifier.start), min(range_.end, notifier.end)
             self.batch.invalidations += 1
-            self.batch.invalidated_pages += self.areas.erase(space, low, high)
             if on_invalidate is not None:
                 on_invalidate(low, high)
+            self.batch.invalidated_pages += self.areas.erase(space, low, high)
             return True
 
         return self.spaces[space].notifier(start, end, invalidate)

@@ -8,9 +8,11 @@ from typing import Any
 from gpuhmm.coalesce.drivers.driver import Driver
 from gpuhmm.coalesce.drivers.free import FreeDriver, FreeSettings
 from gpuhmm.coalesce.drivers.settings import with_settings
+from gpuhmm.coalesce.drivers.uvm import UvmDriver, UvmSettings
 
 #: Each driver's class and settings, by name.
 DRIVERS: dict[str, tuple[Callable[[Any], Driver], Any]] = {
+    "uvm": (UvmDriver, UvmSettings()),
     "free": (FreeDriver, FreeSettings()),
 }
 

@@ -33,9 +33,7 @@ def sort_key(space: np.uint64, va: np.uint64, access: np.uint64, ranks: Bytes) -
     return (page_key(space, va) << RANK_BITS) | U64(ranks[access])
 
 
-@shared(
-    "uint64(uint64, uint64, uint64, Array1, Bytes1, Halves1, Halves1, Array1, Halves1, Numbers1, Bytes1)"
-)
+@shared("uint64(uint64, uint64, uint64, Array1, Bytes1, Halves1, Halves1, Array1, Halves1, Numbers1, Bytes1)")
 def merge_batch(
     count: np.uint64,
     row: np.uint64,

@@ -35,9 +35,7 @@ RULES = {
     rules.name: rules
     for rules in (
         Rules("uvm", merge=True, ranks=(4, 3, 2, 1, 0), batch=256, window=1 << 21),
-        Rules(
-            "nouveau", merge=False, ranks=(0, 1, 2, 3, 3), batch=MAX_BATCH, window=PAGE, any_window=False
-        ),
+        Rules("nouveau", merge=False, ranks=(0, 1, 2, 3, 3), batch=MAX_BATCH, window=PAGE, any_window=False),
         Rules("window", merge=False, ranks=(4, 3, 2, 1, 0), batch=256, window=1 << 21),
     )
 }

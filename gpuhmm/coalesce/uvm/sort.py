@@ -44,7 +44,9 @@ def count_duplicates(ordered: Iterable[SortedEntry]) -> int:
     return sum(item.entry.instances - (not item.duplicate) for item in ordered)
 
 
-def group_by_window(ordered: Iterable[SortedEntry], window: int = 1 << BLOCK_SHIFT) -> list[list[SortedEntry]]:
+def group_by_window(
+    ordered: Iterable[SortedEntry], window: int = 1 << BLOCK_SHIFT
+) -> list[list[SortedEntry]]:
     """Return the entries of each aligned window of ``window`` bytes together; a VA block is 2 MiB."""
     groups: list[list[SortedEntry]] = []
     last: tuple[int, int] | None = None

@@ -1,0 +1,237 @@
+"""NVIDIA's UVM driver: batches of 256, merging at fetch, VA blocks of 2 MiB, the prefetch tree, replays.
+
+Source: uvm_gpu_replayable_faults.c:uvm_parent_gpu_service_replayable_faults, fetch_fault_buffer_entries,
+preprocess_fault_batch, service_fault_batch, service_fault_batch_block_locked, fault_buffer_flush_locked;
+uvm_hmm.c:hmm_block_cpu_fault_locked, hmm_make_resident_cpu, uvm_hmm_find_policy_end (NVIDIA UVM 595.45.04).
+
+Pages stay in system memory, as they do where the driver does not migrate (uvm_hmm_must_use_sysmem): the GPU
+maps what hmm_range_fault() reports.  "Resident" in the prefetch tree is what the GPU has mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from errno import EBUSY
+
+from gpuhmm.coalesce.access import ACCESS_PREFETCH, ACCESS_READ, ACCESS_WRITE
+from gpuhmm.coalesce.drivers.uvm_block import BlockService, VaBlock
+from gpuhmm.coalesce.ranges import serve_ranges
+from gpuhmm.coalesce.service import FaultService
+from gpuhmm.coalesce.uvm.fetch import fetch
+from gpuhmm.coalesce.uvm.prefetch import MAX_MIN_FAULTS, MIN_FAULTS
+from gpuhmm.coalesce.uvm.replay import (
+    MAX_BATCHES_PER_SERVICE,
+    MAX_THROTTLE_PER_SERVICE,
+    REENABLE_PREFETCH_FAULTS_LAPSE_MS,
+    UPDATE_PUT_RATIO,
+    PrefetchFaults,
+    updates_put,
+)
+from gpuhmm.coalesce.uvm.sort import SortedEntry, count_duplicates, sort_representatives
+from gpuhmm.vma import VM_READ, VM_WRITE, Vma
+
+REPLAYS = ("block", "batch", "batch-flush", "once")
+
+
+@dataclass(frozen=True)
+class UvmSettings:
+    """The module parameters of the driver, with its defaults.
+
+    ``batch`` uvm_perf_fault_batch_count; ``replay`` uvm_perf_fault_replay_policy; ``update_put_ratio`` and
+    ``max_batches``, ``max_throttle`` of one service; ``coalesce`` merging at fetch; ``prefetch``,
+    ``prefetch_threshold``, ``prefetch_min_faults`` of the tree; ``thrashing`` detection;
+    ``reenable_prefetch_ms`` how long prefetch faults stay off.
+    """
+
+    batch: int = 256
+    replay: str = "batch-flush"
+    update_put_ratio: int = UPDATE_PUT_RATIO
+    max_batches: int = MAX_BATCHES_PER_SERVICE
+    max_throttle: int = MAX_THROTTLE_PER_SERVICE
+    coalesce: bool = True
+    prefetch: bool = True
+    prefetch_threshold: int = 51
+    prefetch_min_faults: int = MIN_FAULTS
+    thrashing: bool = True
+    reenable_prefetch_ms: int = REENABLE_PREFETCH_FAULTS_LAPSE_MS
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("batch", 1, 1 << 20),
+            ("update_put_ratio", 0, 100),
+            ("max_batches", 1, 1 << 20),
+            ("max_throttle", 1, 1 << 20),
+            ("prefetch_threshold", 1, 100),
+            ("prefetch_min_faults", MIN_FAULTS, MAX_MIN_FAULTS),
+            ("reenable_prefetch_ms", 0, 1 << 30),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from {least} to {most} (got {getattr(self, name)})")
+        if self.replay not in REPLAYS:
+            raise ValueError(f"replay must be one of {', '.join(REPLAYS)} (got {self.replay!r})")
+
+
+@dataclass
+class _BatchState:
+    """What the driver counts while it services a batch."""
+
+    invalid_prefetches: int = 0
+    throttled: bool = False
+    fatal: bool = False
+
+
+@dataclass
+class UvmDriver:
+    """The bottom half of the replayable faults of one GPU."""
+
+    settings: UvmSettings = field(default_factory=UvmSettings)
+    name: str = "uvm"
+    source: str = "NVIDIA open-gpu-kernel-modules 595.45.04, uvm_gpu_replayable_faults.c, uvm_hmm.c"
+
+    def __post_init__(self) -> None:
+        self._put = 0
+        self._blocks: dict[tuple[int, int], VaBlock] = {}
+        self.prefetch_faults = PrefetchFaults(self.settings.batch, self.settings.reenable_prefetch_ms)
+
+    # -- an interrupt -------------------------------------------------------------------------
+
+    def serve(self, service: FaultService) -> None:
+        """Service batches until the buffer is empty, or 20 of them.
+
+        Follows uvm_parent_gpu_service_replayable_faults.
+        """
+        service.spend("interrupt")
+        policy, batches, throttled, replays = self.settings.replay, 0, 0, 0
+        while batches < self.settings.max_batches and throttled < self.settings.max_throttle:
+            if service.get == self._put:
+                self._put = service.read_put()
+            if service.get == self._put:
+                break
+            cached = min(self._put - service.get, self.settings.batch)
+            entries = service.fetch(service.get + cached)
+            service.begin_batch(entries)
+            fetched = fetch(entries, self.settings.coalesce)
+            ordered = sort_representatives(fetched.representatives())
+            service.batch.coalesced = fetched.coalesced
+            service.spend("preprocess", cached)
+            service.spend("batch")
+            state = _BatchState()
+            replayed = service.batch.replays
+            self._service_batch(service, ordered, state)
+            self._note_prefetches(service, state)
+            if state.fatal:
+                service.replay()  # cancelling the faults replays the rest
+            elif policy == "batch":
+                service.replay()
+            elif policy == "batch-flush":
+                if updates_put(count_duplicates(ordered), cached, self.settings.update_put_ratio):
+                    self._put = service.read_put()
+                service.flush(self._put)
+                service.replay()
+            throttled += state.throttled
+            batches += 1
+            replays += service.batch.replays - replayed
+            service.end_batch()
+        if policy == "once" or replays == 0:
+            service.replay()
+
+    def _note_prefetches(self, service: FaultService, state: _BatchState) -> None:
+        self.prefetch_faults.after_batch(state.invalid_prefetches, service.clock)
+
+    # -- a batch ------------------------------------------------------------------------------
+
+    def _service_batch(self, service: FaultService, ordered: list[SortedEntry], state: _BatchState) -> None:
+        """Service the VA blocks of a batch in their order (service_fault_batch).
+
+        Blocks are prepared one by one and asked for together, because none changes what another is asked
+        for; where a replay or the CPU comes between them, one by one.
+        """
+        alone = self.settings.replay == "block" or service.cpu is not None
+        waiting = []
+        for entries, vma in self._blocks_of(service, ordered, state):
+            waiting.append(self._prepare(service, entries, vma, state))
+            if alone:
+                self._finish(service, waiting, state)
+                waiting = []
+                if self.settings.replay == "block" and not state.fatal:
+                    service.replay()
+        self._finish(service, waiting, state)
+
+    def _blocks_of(
+        self, service: FaultService, ordered: list[SortedEntry], state: _BatchState
+    ) -> Iterable[tuple[list[SortedEntry], Vma]]:
+        """Yield the entries of each VA block, or of the part of it that one VMA covers.
+
+        Entries that no VMA covers are fatal, or invalid prefetches.
+        """
+        at = 0
+        while at < len(ordered):
+            entry = ordered[at].entry
+            vma = service.vma(entry.space, entry.va)
+            if vma is None:
+                self._unserviceable(service, ordered[at], state)
+                at += 1
+                continue
+            end = min((entry.va | ((1 << 21) - 1)) + 1, vma.end)
+            past = at
+            while past < len(ordered) and ordered[past].entry.space == entry.space:
+                if ordered[past].entry.va >= end:
+                    break
+                past += 1
+            yield ordered[at:past], vma
+            at = past
+
+    def _unserviceable(self, service: FaultService, item: SortedEntry, state: _BatchState) -> None:
+        if item.entry.access == ACCESS_PREFETCH:
+            state.invalid_prefetches += item.entry.instances
+            return
+        state.fatal = True
+        service.cancel(item.entry.space, item.entry.va)
+
+    def _prepare(
+        self, service: FaultService, entries: list[SortedEntry], vma: Vma, state: _BatchState
+    ) -> BlockService:
+        entry = entries[0].entry
+        key = (entry.space, entry.va >> 21)
+        if key not in self._blocks:
+            self._blocks[key] = VaBlock(service, *key, self.settings)
+        prepared = BlockService(service, self._blocks[key], vma)
+        for item in entries:
+            if item.duplicate:
+                continue
+            access = self._permitted(service, item, vma, state)
+            if access is not None:
+                state.throttled |= prepared.add(item.entry.va, access)
+        return prepared
+
+    def _permitted(
+        self, service: FaultService, item: SortedEntry, vma: Vma, state: _BatchState
+    ) -> int | None:
+        """Return the access to be serviced, None for none (check_fault_access_permissions)."""
+        access = item.entry.access
+        if vma.flags & (VM_WRITE if access >= ACCESS_WRITE else VM_READ):
+            return access
+        self._unserviceable(service, item, state)
+        if access >= ACCESS_WRITE and item.entry.access_mask & 1 << ACCESS_READ and vma.flags & VM_READ:
+            return ACCESS_READ
+        return None
+
+    def _finish(self, service: FaultService, prepared: list[BlockService], state: _BatchState) -> None:
+        """Ask HMM for the blocks and map what it grants; a block that was invalidated is done again."""
+        waiting = [block for block in prepared if block.faulted.any()]
+        while waiting:
+            requests = [block.request() for block in waiting]
+            rets = serve_ranges(service, requests, timeout_ns=None, max_tries=1)
+            again = []
+            for block, ret in zip(waiting, rets, strict=True):
+                if ret == -EBUSY:
+                    if block.refresh():
+                        again.append(block)
+                elif ret:
+                    state.fatal = True
+                    for va in block.addresses():
+                        service.cancel(block.block.space, va)
+                else:
+                    block.mapped()
+            waiting = again

@@ -20,10 +20,14 @@ from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.spaces import check_spaces
 from gpuhmm.coalesce.timeline import Timeline
 from gpuhmm.errors import LivelockError
+from gpuhmm.kernels.paths import one_thread_below
 from gpuhmm.space import AddressSpace
 
 #: Interrupts in a row that neither map nor cancel anything, after which a run is taken for a livelock.
 MAX_FUTILE_INTERRUPTS = 10_000
+
+#: Batches of a driver below this many pages are walked by one thread.
+_ONE_THREAD_PAGES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,28 @@ def coalesce(
     check_spaces(spaces, device.areas)
     service = FaultService(device, spaces, costs, resolve_backend(backend).name, cpu, timeline)
     began = time.perf_counter()
+    with one_thread_below(_ONE_THREAD_PAGES):
+        _serve_all(service, driver, max_batches, progress)
+    table = batch_table(service.batches)
+    return CoalesceRun(
+        driver=driver.name,
+        source=driver.source,
+        settings=asdict(driver.settings),
+        costs=costs,
+        backend=service.backend,
+        batches=table,
+        totals=totals(table),
+        device=device.counters,
+        timeline=service.timeline,
+        model_ns=service.clock,
+        seconds=time.perf_counter() - began,
+        finished=device.done(),
+    )
+
+
+def _serve_all(
+    service: FaultService, driver: Driver, max_batches: int | None, progress: Callable[[int], None] | None
+) -> None:
     futile, reached = 0, (-1, -1, -1)
     while max_batches is None or len(service.batches) < max_batches:
         if not _until_fault(service, driver):
@@ -86,21 +112,6 @@ def coalesce(
             )
         if progress is not None:
             progress(len(service.batches))
-    table = batch_table(service.batches)
-    return CoalesceRun(
-        driver=driver.name,
-        source=driver.source,
-        settings=asdict(driver.settings),
-        costs=costs,
-        backend=service.backend,
-        batches=table,
-        totals=totals(table),
-        device=device.counters,
-        timeline=service.timeline,
-        model_ns=service.clock,
-        seconds=time.perf_counter() - began,
-        finished=device.done(),
-    )
 
 
 def _until_fault(service: FaultService, driver: Driver) -> bool:

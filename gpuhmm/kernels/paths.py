@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -22,3 +24,19 @@ def on_one_thread(npages: int, limit: int) -> bool:
     if PATHS.parallel_from is not None:
         return npages < PATHS.parallel_from
     return npages <= limit
+
+
+@contextmanager
+def one_thread_below(npages: int) -> Iterator[None]:
+    """Walk ranges and batches below ``npages`` on one thread meanwhile, unless that is chosen already.
+
+    For many small calls one after the other: to wake a second thread for each costs more than it brings
+    wherever the processors are shared.
+    """
+    before = PATHS.parallel_from
+    if before is None:
+        PATHS.parallel_from = npages
+    try:
+        yield
+    finally:
+        PATHS.parallel_from = before

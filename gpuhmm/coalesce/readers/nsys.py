@@ -141,7 +141,7 @@ def _check_columns(path: str | os.PathLike[str], base: sqlite3.Connection) -> No
     found = base.execute("SELECT type FROM sqlite_master WHERE name = ?", (TABLE,)).fetchone()
     if found != ("table",):
         raise ValueError(
-            f"{path}: table {TABLE} is missing: nsys makes it for profiles with --cuda-um-gpu-page-faults=true"
+            f"{path}: table {TABLE} is missing: nsys makes it with --cuda-um-gpu-page-faults=true"
         )
     names = [name for _, name, *_ in base.execute(f"PRAGMA table_info({TABLE})")]
     for name in _COLUMNS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ def write_trace(path: str | os.PathLike[str], trace: FaultTrace) -> None:
     """Write a trace to ``path``, whole or not at all.
 
     ``time`` and ``va`` are stored as differences (DELTA_BINARY_PACKED), the other columns as places in a
-    dictionary, the notes as JSON.  ValueError for a trace that :meth:`FaultTrace.check` refuses, TypeError
+    dictionary, the notes as JSON, and each page has a checksum.  ValueError for a trace that :meth:`FaultTrace.check` refuses, TypeError
     for notes that are no JSON, OSError where the file cannot be written, ImportError without PyArrow.
     """
     arrow = pyarrow()
@@ -46,6 +48,7 @@ def write_trace(path: str | os.PathLike[str], trace: FaultTrace) -> None:
             row_group_size=_ROW_GROUP,
             use_dictionary=[name for name in COLUMNS if name not in _COUNTING],
             column_encoding=dict.fromkeys(_COUNTING, "DELTA_BINARY_PACKED"),
+            write_page_checksum=True,
         )
 
 
@@ -60,22 +63,31 @@ def read(path: str | os.PathLike[str]) -> FaultTrace:
     """
     arrow = pyarrow()
     with open(path, "rb") as file:
-        try:
-            held = arrow.parquet.ParquetFile(file)
-            _check_names(path, held.schema_arrow.names)
-            if held.metadata.num_rows > MAX_FAULTS:
-                raise ValueError(
-                    f"{path}: a file may hold {MAX_FAULTS} faults (got {held.metadata.num_rows} rows)"
-                )
+        with _damage_told(path, arrow):
+            held = arrow.parquet.ParquetFile(file, page_checksum_verification=True)
+            names = held.schema_arrow.names
+        _check_names(path, names)
+        if held.metadata.num_rows > MAX_FAULTS:
+            raise ValueError(
+                f"{path}: a file may hold {MAX_FAULTS} faults (got {held.metadata.num_rows} rows)"
+            )
+        with _damage_told(path, arrow):
             table = held.read()
-        except (arrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: the file was cut, or is no Parquet: {error}") from error
     columns = {name: _column(path, arrow, table, name) for name in table.column_names}
     notes = _notes(path, (table.schema.metadata or {}).get(_NOTES_KEY, b"{}"))
     try:
         return FaultTrace.of(**columns, notes=notes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _damage_told(path: str | os.PathLike[str], arrow: Any) -> Iterator[None]:
+    """Turn what PyArrow raises for bytes that are no Parquet into a ValueError that begins with the path."""
+    try:
+        yield
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: the file was cut, or is no Parquet: {error}") from error
 
 
 def _check_names(path: str | os.PathLike[str], names: list[str]) -> None:

@@ -2,9 +2,9 @@
 
 Lines are those of /dev/kmsg (``4,34763351537,2567418458447,-;f,...``) or what follows the semicolon.
 Sources: ``service_fault_batch`` in ``drivers/x86_64-{460.27.04,525.60.13}/faults`` prints ``s`` before a
-batch, ``f`` for each of its entries and ``b`` after it; ``uvm_va_block.c`` there prints ``p`` (a page added
-by the prefetcher) and ``e`` (an evicted page, 525.60.13: an evicted VA block); the driver ``batchd`` prints
-one ``b`` a batch with what it counted.  Other lines are the kernel's, and skipped.
+batch, ``f`` for each of its entries and ``b`` after it; ``uvm_va_block.c`` there prints ``e`` (an evicted
+page, 525.60.13: an evicted VA block) and once printed ``p`` (a page added by the prefetcher); the driver
+``batchd`` prints one ``b`` a batch with what it counted.  Other lines are the kernel's, and skipped.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> FaultTrace:
 
     ``notes`` hold ``batches`` and ``unique``, the faults and the entries of each batch, and how many lines
     ``prefetched`` and ``evicted`` there are, faults of a type that is ``fatal``, faults that lie
-    ``out_of_batch`` (stamped before one of an earlier batch) and batches ``unfinished`` (without ``b``).
+    ``out_of_batch`` (stamped after one of a later batch) and batches ``unfinished`` (without ``b``).
 
     ValueError that names the line and the column of what cannot be read, and for a log that ends within a
     batch, or without a newline.  OSError where the file cannot be opened.

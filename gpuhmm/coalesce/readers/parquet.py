@@ -30,8 +30,9 @@ def write_trace(path: str | os.PathLike[str], trace: FaultTrace) -> None:
     """Write a trace to ``path``, whole or not at all.
 
     ``time`` and ``va`` are stored as differences (DELTA_BINARY_PACKED), the other columns as places in a
-    dictionary, the notes as JSON, and each page has a checksum.  ValueError for a trace that :meth:`FaultTrace.check` refuses, TypeError
-    for notes that are no JSON, OSError where the file cannot be written, ImportError without PyArrow.
+    dictionary, the notes as JSON, and each page has a checksum.  ValueError for a trace that
+    :meth:`FaultTrace.check` refuses, TypeError for notes that are no JSON, OSError where the file cannot be
+    written, ImportError without PyArrow.
     """
     arrow = pyarrow()
     trace.check()

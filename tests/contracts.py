@@ -17,6 +17,8 @@ NAMES = {
     "Array1": _U64[::1],
     "Array2": _U64[:, ::1],
     "Bytes1": types.uint8[::1],
+    "Halves1": types.uint16[::1],
+    "Numbers1": types.uint32[::1],
     "ChildArray": types.int32[:, ::1],
     "UniTuple2": types.UniTuple(_U64, 2),
     "UniTuple5": types.UniTuple(_U64, 5),

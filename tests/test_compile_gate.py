@@ -11,13 +11,14 @@ from contracts import arguments
 from cuda_compiler import compile_ptx  # noqa: F401
 
 from gpuhmm.bench import cuda_cpp
+from gpuhmm.coalesce.preprocess import cuda as preprocess
 from gpuhmm.kernels import cuda_batch, cuda_resolve, cuda_runs, cuda_stream, device_tables
 from gpuhmm.translation import cuda as translation
 from gpuhmm.watch import cuda as watch
 
 KERNELS = {
     kernel: types
-    for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables, translation, watch)
+    for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables, translation, watch, preprocess)
     for kernel, types in module.KERNELS.items()
 }
 

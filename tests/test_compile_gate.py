@@ -18,7 +18,16 @@ from gpuhmm.watch import cuda as watch
 
 KERNELS = {
     kernel: types
-    for module in (cuda_resolve, cuda_stream, cuda_runs, cuda_batch, device_tables, translation, watch, preprocess)
+    for module in (
+        cuda_resolve,
+        cuda_stream,
+        cuda_runs,
+        cuda_batch,
+        device_tables,
+        translation,
+        watch,
+        preprocess,
+    )
     for kernel, types in module.KERNELS.items()
 }
 

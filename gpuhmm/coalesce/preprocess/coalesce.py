@@ -61,5 +61,10 @@ def _check(trace: FaultTrace) -> None:
     if len(trace):
         bits = np.bitwise_or.reduce(trace.va)
         falls = bool((trace.time[1:] < trace.time[:-1]).any())
-        if falls or trace.access.max() >= len(ACCESS_NAMES) or bits & np.uint64(4095) or bits >> np.uint64(56):
+        if (
+            falls
+            or trace.access.max() >= len(ACCESS_NAMES)
+            or bits & np.uint64(4095)
+            or bits >> np.uint64(56)
+        ):
             trace.check()

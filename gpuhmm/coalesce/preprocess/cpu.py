@@ -194,9 +194,7 @@ def _run(first, past, batch, merge, ranks, shift, columns, scratch, representati
         pages, windows, duplicates = _scan(
             left, at, shift, keys[row], order[row], held, held_masks, page_of, window_of, head, outs
         )
-        pairs, most = _origins(
-            count, pages, U64(low), utlbs, into, page_of, window_of, head, behind, seen
-        )
+        pairs, most = _origins(count, pages, U64(low), utlbs, into, page_of, window_of, head, behind, seen)
         counts[0, number] = count
         counts[1, number] = left
         counts[2, number] = pages
@@ -260,8 +258,8 @@ def coalesce(trace: FaultTrace, rules: Rules, batch: int, window: int) -> BatchT
     firsts = np.zeros(batches + 1, dtype=np.int64)
     np.cumsum(counts[COUNTS.index("coalesced")], out=firsts[1:])
     starts = np.arange(threads, dtype=np.int64) * batches // threads * batch
-    kept = [_close_gaps(column, starts, stored) for column in outs]
-    return BatchTable(rules, batch, window, representative, *kept, firsts, counts)
+    index, instances, masks, flags = (_close_gaps(column, starts, stored) for column in outs)
+    return BatchTable(rules, batch, window, representative, index, instances, masks, flags, firsts, counts)
 
 
 def _close_gaps(column: Any, starts: Any, stored: Any) -> Any:

@@ -32,9 +32,7 @@ _UTLB_BYTES = 1 << 28
 _MAX_THREADS = 1 << 16
 
 
-def merge_batches(
-    batch, row, utlbs, va, access, space, utlb, last_of_utlb, representative, instances, masks
-):
+def merge_batches(batch, row, utlbs, va, access, space, utlb, last_of_utlb, representative, instances, masks):
     """Merge the faults of each batch; one thread a batch, and then the batch ``threads`` later."""
     thread = U64(cuda.grid(1))
     slots = thread * utlbs
@@ -97,15 +95,15 @@ def coalesce(trace: FaultTrace, rules: Rules, batch: int, window: int) -> BatchT
 
 def _table(rules: Rules, batch: int, window: int, parts: list[Any]) -> BatchTable:
     dtypes = (np.uint16, np.uint16, np.uint32, np.uint8, np.uint8)
-    kept = [
+    representative, index, instances, masks, flags = (
         np.concatenate([np.zeros(0, dtype=dtype), *(part[i] for part in parts)])
         for i, dtype in enumerate(dtypes)
-    ]
+    )
     nothing = np.zeros((len(COUNTS), 0), dtype=np.uint32)
     counts = np.concatenate([nothing, *(part[-1] for part in parts)], axis=1)
     firsts = np.zeros(counts.shape[1] + 1, dtype=np.int64)
     np.cumsum(counts[COUNTS.index("coalesced")], out=firsts[1:])
-    return BatchTable(rules, batch, window, *kept, firsts, counts)
+    return BatchTable(rules, batch, window, representative, index, instances, masks, flags, firsts, counts)
 
 
 def _arrays() -> Any:

@@ -67,9 +67,13 @@ def merge_batch(
             own = last_of_utlb[slot] - row - ONE
             if page_key(U64(space[own]), va[own]) == key:
                 found = own
-        if found == count and i > ZERO:
-            if page_key(U64(space[last]), va[last]) == key and kind <= U64(access[last]):
-                found = last
+        if (
+            found == count
+            and i > ZERO
+            and page_key(U64(space[last]), va[last]) == key
+            and kind <= U64(access[last])
+        ):
+            found = last
         if found == count:
             representative[i] = np.uint16(i)
             instances[i] = np.uint32(ONE)

@@ -40,13 +40,18 @@ def coalesce(trace: FaultTrace, rules: Rules, batch: int, window: int) -> BatchT
         counts.append(_counts(fetched, ordered, window))
     columns = list(zip(*rows, strict=True)) or [()] * 4
     dtypes = (np.uint16, np.uint32, np.uint8, np.uint8)
-    made = [np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+    index, instances, masks, flags = (
+        np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)
+    )
     return BatchTable(
         rules,
         batch,
         window,
         np.array(representative, dtype=np.uint16),
-        *made,
+        index,
+        instances,
+        masks,
+        flags,
         np.array(firsts, dtype=np.int64),
         np.array(counts, dtype=np.uint32).reshape(-1, len(COUNTS)).T,
     )

@@ -61,7 +61,7 @@ class BatchTable:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BatchTable) and all(
-            np.array_equal(getattr(self, column.name), getattr(other, column.name)) for column in fields(self)
+            np.array_equal(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)
         )
 
     def count(self, name: str) -> npt.NDArray[np.uint32]:
@@ -91,7 +91,7 @@ class BatchTable:
         return np.append(heads, len(self.flags))
 
     def updates_put(self, ratio: int = 50) -> npt.NDArray[np.bool_]:
-        """Return, per batch, whether UVM's flush after it reads PUT: more than ``ratio`` percent duplicates."""
+        """Return, per batch, whether UVM's flush after it reads PUT: above ``ratio`` percent duplicates."""
         duplicates = self.count("counted_duplicates").astype(np.uint64)
         return duplicates * np.uint64(100) > self.count("raw").astype(np.uint64) * np.uint64(ratio)
 

@@ -51,7 +51,7 @@ class PrefetchFaults:
         self.disabled_at = 0
 
     def after_batch(self, invalid: int, now: int) -> bool:
-        """Return ``enabled`` after a batch with ``invalid`` faults of invalid prefetches, at ``now`` in ns."""
+        """Return ``enabled`` after a batch with ``invalid`` prefetch faults, which ends at ``now`` in ns."""
         if self.enabled:
             if self.lapse_ms > 0 and invalid * 3 > self.batch * 2:
                 self.enabled = False

@@ -14,7 +14,7 @@ from gpuhmm.coalesce.drivers import driver_named
 from gpuhmm.coalesce.run import coalesce
 from gpuhmm.coalesce.spaces import spaces_over
 from gpuhmm.mirror.page_table import DPT_WRITE
-from gpuhmm.vma import VM_READ
+from gpuhmm.vma import VM_READ, VM_WRITE
 
 BASE = 1 << 40
 PAGE = 4096
@@ -174,6 +174,50 @@ def test_its_own_copies_invalidate_a_block_and_it_is_done_again():
     assert result.finished
     assert result.totals["ebusy"] >= 1
     assert result.totals["hmm_calls"] == 1 + result.totals["ebusy"] + result.totals["read_retries"]
+
+
+class Invalidator:
+    """Takes page 3 away at each of the given times."""
+
+    def __init__(self, spaces, times):
+        self.spaces, self.times = spaces, list(times)
+
+    @property
+    def due(self):
+        return self.times[0] if self.times else 1 << 60
+
+    def run(self, now):
+        done = []
+        while self.times and self.times[0] <= now:
+            self.times.pop(0)
+            self.spaces[0].mprotect(BASE + 3 * PAGE, BASE + 4 * PAGE, VM_READ)
+            self.spaces[0].mprotect(BASE + 3 * PAGE, BASE + 4 * PAGE, VM_READ | VM_WRITE)
+            done.append((0, BASE + 3 * PAGE, BASE + 4 * PAGE))
+        return done
+
+
+@pytest.mark.parametrize("thrashing", [True, False])
+def test_a_page_over_which_both_fight_is_throttled(thrashing):
+    # The CPU takes the page away every 150 µs, the GPU wants it back each time.
+    a_device = device([(100_000 * n, 3, ACCESS_READ, 0) for n in range(40)])
+    spaces = spaces_over(a_device.areas, "written")
+    cpu = Invalidator(spaces, range(50_000, 4_000_000, 150_000))
+    driver = driver_named("uvm", {"prefetch": False, "thrashing": thrashing})
+    result = coalesce(a_device, spaces, driver, backend="cpu", cpu=cpu)
+    assert result.finished
+    assert (result.totals["throttled"] > 0) == thrashing
+    assert result.totals["invalidated_pages"] > 5
+
+
+def test_pages_that_thrash_are_not_prefetched():
+    a_device = device([(100_000 * n, 3, ACCESS_READ, 0) for n in range(12)] + reads([5], 10**8))
+    spaces = spaces_over(a_device.areas, "written")
+    cpu = Invalidator(spaces, range(50_000, 1_200_000, 150_000))
+    driver = driver_named("uvm")
+    coalesce(a_device, spaces, driver, backend="cpu", cpu=cpu)
+    block = driver._blocks[0, BASE >> 21]
+    assert block.thrashing.thrashing_pages().tolist() == [page == 3 for page in range(512)]
+    assert int(np.count_nonzero(a_device.areas.entries)) < 16 + 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,7 +5,9 @@ preprocess_fault_batch, service_fault_batch, service_fault_batch_block_locked, f
 uvm_hmm.c:hmm_block_cpu_fault_locked, hmm_make_resident_cpu, uvm_hmm_find_policy_end (NVIDIA UVM 595.45.04).
 
 Pages stay in system memory, as they do where the driver does not migrate (uvm_hmm_must_use_sysmem): the GPU
-maps what hmm_range_fault() reports.  "Resident" in the prefetch tree is what the GPU has mapped.
+maps what hmm_range_fault() reports.  "Resident" in the prefetch tree is what the GPU has mapped; a page
+migrates to the GPU when it maps it and back to the CPU when an invalidation takes it away, for the detection
+of thrashing.  An atomic access is served as a write.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from gpuhmm.coalesce.uvm.replay import (
     updates_put,
 )
 from gpuhmm.coalesce.uvm.sort import SortedEntry, count_duplicates, sort_representatives
+from gpuhmm.coalesce.uvm.thrashing import SpaceThrashing
 from gpuhmm.vma import VM_READ, VM_WRITE, Vma
 
 REPLAYS = ("block", "batch", "batch-flush", "once")
@@ -92,6 +95,7 @@ class UvmDriver:
     def __post_init__(self) -> None:
         self._put = 0
         self._blocks: dict[tuple[int, int], VaBlock] = {}
+        self._thrashing: dict[int, SpaceThrashing] = {}
         self.prefetch_faults = PrefetchFaults(self.settings.batch, self.settings.reenable_prefetch_ms)
 
     # -- an interrupt -------------------------------------------------------------------------
@@ -195,7 +199,10 @@ class UvmDriver:
         entry = entries[0].entry
         key = (entry.space, entry.va >> 21)
         if key not in self._blocks:
-            self._blocks[key] = VaBlock(service, *key, self.settings)
+            thrashing = None
+            if self.settings.thrashing:
+                thrashing = self._thrashing.setdefault(entry.space, SpaceThrashing())
+            self._blocks[key] = VaBlock(service, *key, self.settings, thrashing)
         prepared = BlockService(service, self._blocks[key], vma)
         for item in entries:
             if item.duplicate:

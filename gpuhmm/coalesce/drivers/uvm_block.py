@@ -18,6 +18,8 @@ from gpuhmm.coalesce.ranges import RangeRequest
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.uvm.prefetch import BlockPrefetch
 from gpuhmm.coalesce.uvm.prefetch_tree import BLOCK_PAGES
+from gpuhmm.coalesce.uvm.thrashing import BlockThrashing, Cause, SpaceThrashing
+from gpuhmm.coalesce.uvm.thrashing_hint import CPU, GPU, HintKind
 from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.mirror.page_table import DPT_VALID
 from gpuhmm.tables import Words
@@ -26,9 +28,6 @@ from gpuhmm.vma import VM_WRITE, Vma
 if TYPE_CHECKING:
     from gpuhmm.coalesce.drivers.uvm import UvmSettings
 
-#: The processor that faults; the CPU is 0.
-GPU = 1
-
 _READ = HMM_PFN_REQ_FAULT
 _READ_WRITE = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE
 
@@ -36,7 +35,14 @@ _READ_WRITE = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE
 class VaBlock:
     """2 MiB of address space number ``space``, from byte ``number`` << 21 on (``uvm_va_block_t``)."""
 
-    def __init__(self, service: FaultService, space: int, number: int, settings: UvmSettings) -> None:
+    def __init__(
+        self,
+        service: FaultService,
+        space: int,
+        number: int,
+        settings: UvmSettings,
+        thrashing: SpaceThrashing | None,
+    ) -> None:
         self.space = space
         self.start = number << BLOCK_SHIFT
         self.end = self.start + (1 << BLOCK_SHIFT)
@@ -44,12 +50,25 @@ class VaBlock:
         #: Invalidations so far, which the driver compares beside the notifier's sequence.
         self.changed = 0
         self.prefetch = BlockPrefetch(settings.prefetch_min_faults, settings.prefetch_threshold)
+        #: None where thrashing is not looked for.
+        self.thrashing = None if thrashing is None else BlockThrashing(thrashing)
         self._pieces = service.areas.pieces(space, self.start, self.end)
         self._service = service
         self.notifier = service.notifier(space, self.start, self.end, self._invalidated)
 
     def _invalidated(self, start: int, end: int) -> None:
         self.changed += 1
+        taken = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+        taken[(start - self.start) >> 12 : (end - self.start) >> 12] = True
+        self.moved(taken & (self.entries() & DPT_VALID != 0), CPU)
+
+    def moved(self, pages: npt.NDArray[np.bool_], processor: int, cause: Cause = Cause.FAULT) -> None:
+        """Note that ``pages`` went to a processor: the GPU mapped them, or the CPU took them from it."""
+        if self.thrashing is None:
+            return
+        edges = np.flatnonzero(np.diff(pages, prepend=False, append=False))
+        for first, past in edges.reshape(-1, 2).tolist():
+            self.thrashing.notify(first, past, processor, max(self._service.clock, 1), cause=cause)
 
     def entries(self) -> Words:
         """Return what the GPU has mapped of the block: uint64[512], 0 outside of the device's areas."""
@@ -76,9 +95,14 @@ class BlockService:
         """Take a fault in, unless the GPU may do that already; return True if it is throttled."""
         page = (va - self.block.start) >> 12
         need = ACCESS_NEEDS[access]
-        if self._entries[page] & need != need:
-            self.faulted[page] = True
-            self._access[page] = access
+        if self._entries[page] & need == need:
+            return False
+        thrashing = self.block.thrashing
+        if thrashing is not None and thrashing.hint(page, GPU, self._service.clock).kind == HintKind.THROTTLE:
+            self._service.batch.throttled += 1
+            return True
+        self.faulted[page] = True
+        self._access[page] = access
         return False
 
     def refresh(self) -> bool:
@@ -122,12 +146,16 @@ class BlockService:
         first = max(self.vma.start - self.block.start, 0) >> 12
         outer = min(self.vma.end - self.block.start, 1 << BLOCK_SHIFT) >> 12
         resident = (self._entries & DPT_VALID) != 0
-        wanted = self.block.prefetch.hint(GPU, self.faulted, resident, first=first, outer=outer)
+        thrashing = None if self.block.thrashing is None else self.block.thrashing.thrashing_pages()
+        wanted = self.block.prefetch.hint(GPU, self.faulted, resident, thrashing, first=first, outer=outer)
         return wanted & ~resident
 
     def mapped(self) -> None:
         """Note that the GPU has what was asked for."""
-        self._service.batch.prefetched += int(np.count_nonzero(self._mapped & ~self.faulted))
+        prefetched = self._mapped & ~self.faulted
+        self._service.batch.prefetched += int(np.count_nonzero(prefetched))
+        self.block.moved(self.faulted, GPU)
+        self.block.moved(prefetched, GPU, Cause.PREFETCH)
 
     def addresses(self) -> list[int]:
         """Return the addresses of the pages that faulted."""

@@ -1,0 +1,1 @@
+"""Published measurements of fault coalescing beside what the model gives."""

@@ -34,8 +34,8 @@ def coalesce(trace: FaultTrace, rules: Rules, batch: int, window: int) -> BatchT
         representative.extend(fetched.representative(entry.index).index for entry in fetched.entries)
         for group in groups:
             for place, item in enumerate(group):
-                flags = DUPLICATE * item.duplicate | NEW_WINDOW * (place == 0)
-                rows.append((item.entry.index, item.entry.instances, item.entry.access_mask, flags))
+                flag = DUPLICATE * item.duplicate | NEW_WINDOW * (place == 0)
+                rows.append((item.entry.index, item.entry.instances, item.entry.access_mask, flag))
         firsts.append(len(rows))
         counts.append(_counts(fetched, ordered, window))
     columns = list(zip(*rows, strict=True)) or [()] * 4

@@ -1,6 +1,8 @@
 """Thrashing as UVM sees it: detection, throttling, pinning and forgetting, worked by hand."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuhmm.coalesce.uvm.thrashing import (
     BlockThrashing,
@@ -104,6 +106,25 @@ def test_the_first_goes_free_and_the_other_is_throttled():
     migrate(known, CPU, end - 10)
     assert known.hint(PAGE, GPU, end + 64, resident=[CPU]).kind == NONE
     assert known.hint(PAGE, CPU, end + 65, resident=[GPU]).kind == THROTTLE
+
+
+def test_a_period_has_its_last_moment():
+    known = block()
+    now = thrashes(known)
+    assert known.hint(PAGE, CPU, now + 64).kind == NONE
+    end = known.pages[PAGE].throttle_end
+    assert end == now + 64 + LAPSE - LAPSE % 64
+    migrate(known, CPU, end - 64)
+    assert known.hint(PAGE, GPU, end).kind == THROTTLE
+    assert known.hint(PAGE, GPU, end + 1).kind == NONE
+
+
+def test_times_of_pages_are_in_steps_of_64():
+    known = block()
+    now = thrashes(known)
+    migrate(known, CPU, now + 63)
+    assert known.hint(PAGE, CPU, now + 1 + LAPSE).kind == NONE
+    assert known.pages[PAGE].unthrottled is None
 
 
 def test_long_after_the_last_event_nothing_is_done():
@@ -312,3 +333,56 @@ def test_bad_arguments():
         block().notify(511, 513, GPU, T0)
     with pytest.raises(ValueError, match="a processor must be 0"):
         block().hint(0, 2, T0)
+
+
+def consistent(known):
+    """What the driver asserts of a block after each step (thrashing_state_checks)."""
+    threshold = known.space.settings.threshold
+    pins = {page for _, owner, page in known.space.pinned if owner is known}
+    for number, page in enumerate(known.pages or []):
+        assert page.throttled <= page.processors
+        assert (number in known.thrashing) <= (page.events >= threshold)
+        assert page.pinned == (page.pinned_residency is not None) == (number in pins)
+        if page.pinned:
+            assert number in known.thrashing
+            assert page.throttles == 0
+        elif page.throttled:
+            assert page.throttles > 0
+            assert number in known.thrashing
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, CPU, GPU]),
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from([CPU, GPU]),
+            st.sampled_from([1, 100, 64_000, 250_000, 600_000, 10**8, 2 * 10**9]),
+        ),
+        min_size=20,
+        max_size=120,
+    ),
+)
+def test_random_faults_leave_what_the_driver_asserts(coherent, adjust_lapse, preferred, faults):
+    known = block(coherent=coherent, adjust_lapse=adjust_lapse, threshold=2, pin_threshold=2)
+    resident = {}
+    now = T0
+    for page, processor, later in faults:
+        now += later
+        known.space.unpin(now)
+        hint = known.hint(page, processor, now, [resident[page]] if page in resident else [], preferred)
+        consistent(known)
+        if hint.kind == THROTTLE:
+            assert hint.until >= now
+            continue
+        goes_to = processor
+        if hint.kind == PIN:
+            assert hint.processors >= {processor}
+            goes_to = hint.residency
+        if resident.get(page) != goes_to:
+            resident[page] = goes_to
+            migrate(known, goes_to, now, page=page)
+        consistent(known)

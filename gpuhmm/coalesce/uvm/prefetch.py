@@ -96,6 +96,7 @@ class BlockPrefetch:
     ) -> Mask:
         """Return the pages to prefetch with ``faulted``, which migrate to ``processor``: bool[512].
 
+        The driver asks only where all faults of a batch on the block go to one processor.
         Nothing is prefetched out of the ``preferred`` location.  Faults on a block without a resident page
         anywhere that migrate to the preferred location bring the whole region.  Other arguments
         and errors are those of :func:`prefetch_mask`.

@@ -18,7 +18,14 @@ from gpuhmm.shared import CONTRACTS, register
 # Every module that shared functions are in, and the kernels that bring their own.
 for module in pkgutil.walk_packages(gpuhmm.__path__, "gpuhmm."):
     if module.name.startswith(
-        ("gpuhmm.walk.", "gpuhmm.kernels.", "gpuhmm.translation.", "gpuhmm.watch.", "gpuhmm.coalesce.")
+        (
+            "gpuhmm.walk.",
+            "gpuhmm.kernels.",
+            "gpuhmm.translation.",
+            "gpuhmm.watch.",
+            "gpuhmm.coalesce.preprocess.",
+            "gpuhmm.coalesce.uvm.",
+        )
     ) or module.name in (
         "gpuhmm.x86",
         "gpuhmm.hmm",

@@ -114,6 +114,7 @@ class UvmDriver:
                 break
             cached = min(self._put - service.get, self.settings.batch)
             entries = service.fetch(service.get + cached)
+            self._unpin(service)
             service.begin_batch(entries)
             fetched = fetch(entries, self.settings.coalesce)
             ordered = sort_representatives(fetched.representatives())
@@ -142,6 +143,15 @@ class UvmDriver:
 
     def _note_prefetches(self, service: FaultService, state: _BatchState) -> None:
         self.prefetch_faults.after_batch(state.invalid_prefetches, service.clock)
+
+    def _unpin(self, service: FaultService) -> None:
+        """Take from the GPU the pages whose pin is over; a timer does it in the driver."""
+        for space, thrashing in self._thrashing.items():
+            for thrashing_block, page in thrashing.unpin(service.clock):
+                for (number, at), block in self._blocks.items():
+                    if number == space and block.thrashing is thrashing_block:
+                        va = (at << 21) + (page << 12)
+                        service.areas.erase(space, va, va + 4096)
 
     # -- a batch ------------------------------------------------------------------------------
 

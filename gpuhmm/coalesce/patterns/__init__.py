@@ -1,0 +1,1 @@
+"""Access patterns of real kernels, as programs for a modelled GPU."""

@@ -11,227 +11,253 @@ from numba import njit
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_PREFETCH
 from gpuhmm.coalesce.device.machine import (
-    ACCESS_LATENCY,
     ACCESSES,
+    ACCESS_LATENCY,
     BUFFER,
     CROSS_UTLB,
     ENDING,
     FAULT_INTERVAL,
-    FIRST_FAULTS,
+    F_ACCESS,
+    F_PAGE,
+    F_SM,
+    F_TIME,
     GET,
-    HIT_INTERVAL,
     HITS,
+    HIT_INTERVAL,
     ISSUE_INTERVAL,
     NEVER,
+    OP_ACCESS,
     OUTSTANDING,
     OVERFLOWS,
+    O_ACCESS,
+    O_SLOT,
+    O_WRITTEN,
     PUT,
+    QUEUE,
     REFAULTS,
-    REPLAY_JITTER,
-    REPLAY_LATENCY,
     REPLAYS,
     REPLAYS_UNDER_WAY,
+    REPLAY_JITTER,
+    REPLAY_LATENCY,
+    REPLAY_TIMES,
     SAME_UTLB,
     SEED,
     SMS_PER_UTLB,
     STALLED,
     STARTED,
+    S_QUEUE_COUNT,
+    S_QUEUE_HEAD,
     UTLBS,
+    U_BLOCKED,
+    U_FREE,
+    U_LAST_SM,
+    U_OUT_COUNT,
+    U_REPLAYS_SEEN,
+    U_RETRY_END,
+    U_RETRY_KEPT,
+    U_RETRY_NEXT,
+    U_SERVING,
     WAITING,
     WARPS_PER_SM,
+    W_DATA,
+    W_OP,
+    W_PAGE,
+    W_PENDING,
+    W_READY,
+    W_STATE,
 )
 from gpuhmm.coalesce.device.warps import chance, dequeue, go_on, start
 from gpuhmm.kernels.compile_cache import cached
 
 _NEEDS = np.array(ACCESS_NEEDS, dtype=np.uint64)
-_PREFETCH = np.uint8(ACCESS_PREFETCH)
+_PREFETCH = ACCESS_PREFETCH
 #: Mixed into what chance decides about replays, so that it is apart from that about warps.
 _REPLAY_CHANCE = 1 << 40
 
 
-@njit
+@njit(_nrt=False)
 def _write(m, page, access, slot, time):
     """Write a fault into the buffer; return 0, and count an overflow, if there is no room."""
-    if m.counts[PUT] - m.counts[GET] >= m.limits[BUFFER]:
-        m.counts[OVERFLOWS] += 1
+    if m.device[PUT] - m.device[GET] >= m.device[BUFFER]:
+        m.device[OVERFLOWS] += 1
         return 0
-    at = m.counts[PUT] % m.limits[BUFFER]
-    m.fault_time[at] = time
-    m.fault_page[at] = page
-    m.fault_access[at] = access
-    m.fault_sm[at] = slot // m.limits[WARPS_PER_SM]
-    m.counts[PUT] += 1
+    at = m.device[PUT] % m.device[BUFFER]
+    m.faults[at, F_TIME] = time
+    m.faults[at, F_PAGE] = page
+    m.faults[at, F_ACCESS] = access
+    m.faults[at, F_SM] = slot // m.device[WARPS_PER_SM]
+    m.device[PUT] += 1
     return 1
 
 
-@njit
+@njit(_nrt=False)
 def _arrival(m, utlb, replay):
     """Return when a replay reaches a µTLB."""
-    time = m.replay_times[replay % REPLAYS_UNDER_WAY] + m.limits[REPLAY_LATENCY]
-    return time + chance(m.limits[SEED], _REPLAY_CHANCE + utlb, replay, m.limits[REPLAY_JITTER])
+    time = m.device[REPLAY_TIMES + replay % REPLAYS_UNDER_WAY] + m.device[REPLAY_LATENCY]
+    return time + chance(m.device[SEED], _REPLAY_CHANCE + utlb, replay, m.device[REPLAY_JITTER])
 
 
-@njit
+@njit(_nrt=False)
 def _next_time(m, utlb):
     """Return when a µTLB acts next, NEVER if nothing but a replay to come can make it."""
     time = NEVER
-    if m.retry_end[utlb] > 0:
-        time = m.free[utlb]
-    elif m.blocked[utlb] == 0:
-        if m.serving[utlb] >= 0:
-            time = m.free[utlb]
+    if m.utlb[utlb, U_RETRY_END] > 0:
+        time = m.utlb[utlb, U_FREE]
+    elif m.utlb[utlb, U_BLOCKED] == 0:
+        if m.utlb[utlb, U_SERVING] >= 0:
+            time = m.utlb[utlb, U_FREE]
         else:
-            first = utlb * m.limits[SMS_PER_UTLB]
-            for sm in range(first, first + m.limits[SMS_PER_UTLB]):
-                if m.queue_count[sm] > 0:
-                    time = min(time, max(m.free[utlb], m.warp_ready[m.queue[sm, m.queue_head[sm]]]))
-    if m.replays_seen[utlb] < m.counts[REPLAYS]:
-        time = min(time, _arrival(m, utlb, m.replays_seen[utlb]))
+            first = utlb * m.device[SMS_PER_UTLB]
+            for sm in range(first, first + m.device[SMS_PER_UTLB]):
+                if m.sm[sm, S_QUEUE_COUNT] > 0:
+                    time = min(time, max(m.utlb[utlb, U_FREE], m.warp[m.slots[sm, QUEUE, m.sm[sm, S_QUEUE_HEAD]], W_READY]))
+    if m.utlb[utlb, U_REPLAYS_SEEN] < m.device[REPLAYS]:
+        time = min(time, _arrival(m, utlb, m.utlb[utlb, U_REPLAYS_SEEN]))
     return time
 
 
-@njit
+@njit(_nrt=False)
 def _next_warp(m, utlb):
     """Take from the SMs the warp that may issue first; SMs take turns where that is the same."""
-    of_each = m.limits[SMS_PER_UTLB]
+    of_each = m.device[SMS_PER_UTLB]
     best = NEVER
     chosen = -1
     for turn in range(1, of_each + 1):
-        sm = utlb * of_each + (m.last_sm[utlb] + turn) % of_each
-        if m.queue_count[sm] > 0:
-            time = max(m.free[utlb], m.warp_ready[m.queue[sm, m.queue_head[sm]]])
+        sm = utlb * of_each + (m.utlb[utlb, U_LAST_SM] + turn) % of_each
+        if m.sm[sm, S_QUEUE_COUNT] > 0:
+            time = max(m.utlb[utlb, U_FREE], m.warp[m.slots[sm, QUEUE, m.sm[sm, S_QUEUE_HEAD]], W_READY])
             if time < best:
                 best = time
                 chosen = sm
-    m.last_sm[utlb] = chosen - utlb * of_each
+    m.utlb[utlb, U_LAST_SM] = chosen - utlb * of_each
     return dequeue(m, chosen)
 
 
-@njit
+@njit(_nrt=False)
 def _begin_retry(m, utlb, time):
     """A replay reached a µTLB: every outstanding access is made again, in order."""
-    m.replays_seen[utlb] += 1
-    kept = m.out_count[utlb]
-    if m.retry_end[utlb] > 0:  # those that the replay before let fail already, and those that it left
-        kept = m.retry_kept[utlb]
-        for at in range(m.retry_next[utlb], m.retry_end[utlb]):
+    m.utlb[utlb, U_REPLAYS_SEEN] += 1
+    kept = m.utlb[utlb, U_OUT_COUNT]
+    if m.utlb[utlb, U_RETRY_END] > 0:  # those that the replay before let fail already, and those that it left
+        kept = m.utlb[utlb, U_RETRY_KEPT]
+        for at in range(m.utlb[utlb, U_RETRY_NEXT], m.utlb[utlb, U_RETRY_END]):
             _keep(m, utlb, at, kept)
             kept += 1
-    m.out_count[utlb] = kept
-    m.retry_next[utlb] = 0
-    m.retry_end[utlb] = kept
-    m.retry_kept[utlb] = 0
-    m.free[utlb] = max(m.free[utlb], time)
+    m.utlb[utlb, U_OUT_COUNT] = kept
+    m.utlb[utlb, U_RETRY_NEXT] = 0
+    m.utlb[utlb, U_RETRY_END] = kept
+    m.utlb[utlb, U_RETRY_KEPT] = 0
+    m.utlb[utlb, U_FREE] = max(m.utlb[utlb, U_FREE], time)
 
 
-@njit
+@njit(_nrt=False)
 def _keep(m, utlb, at, to):
     m.out_page[utlb, to] = m.out_page[utlb, at]
-    m.out_access[utlb, to] = m.out_access[utlb, at]
-    m.out_slot[utlb, to] = m.out_slot[utlb, at]
-    m.out_written[utlb, to] = m.out_written[utlb, at]
+    m.out[utlb, to, O_ACCESS] = m.out[utlb, at, O_ACCESS]
+    m.out[utlb, to, O_SLOT] = m.out[utlb, at, O_SLOT]
+    m.out[utlb, to, O_WRITTEN] = m.out[utlb, at, O_WRITTEN]
 
 
-@njit
+@njit(_nrt=False)
 def _retry(m, entries, utlb, time):
     """Make the next outstanding access again."""
-    at = m.retry_next[utlb]
+    at = m.utlb[utlb, U_RETRY_NEXT]
     page = m.out_page[utlb, at]
-    access = m.out_access[utlb, at]
-    slot = m.out_slot[utlb, at]
-    m.retry_next[utlb] += 1
+    access = m.out[utlb, at, O_ACCESS]
+    slot = m.out[utlb, at, O_SLOT]
+    m.utlb[utlb, U_RETRY_NEXT] += 1
     if entries[page] & _NEEDS[access] == _NEEDS[access]:
         m.page_out[page] -= 1
-        m.counts[STALLED] -= 1
-        m.warp_pending[slot] -= 1
-        m.warp_data[slot] = max(m.warp_data[slot], time + m.limits[ACCESS_LATENCY])
-        m.free[utlb] = time + m.limits[HIT_INTERVAL]
-        if m.warp_pending[slot] == 0 and (m.warp_state[slot] == WAITING or m.warp_state[slot] == ENDING):
+        m.device[STALLED] -= 1
+        m.warp[slot, W_PENDING] -= 1
+        m.warp[slot, W_DATA] = max(m.warp[slot, W_DATA], time + m.device[ACCESS_LATENCY])
+        m.utlb[utlb, U_FREE] = time + m.device[HIT_INTERVAL]
+        if m.warp[slot, W_PENDING] == 0 and (m.warp[slot, W_STATE] == WAITING or m.warp[slot, W_STATE] == ENDING):
             go_on(m, slot, time)
     else:
-        to = m.retry_kept[utlb]
+        to = m.utlb[utlb, U_RETRY_KEPT]
         if _write(m, page, access, slot, time) > 0:
-            if m.out_written[utlb, at] > 0:
-                m.counts[REFAULTS] += 1
-            m.out_written[utlb, at] = 1
+            if m.out[utlb, at, O_WRITTEN] > 0:
+                m.device[REFAULTS] += 1
+            m.out[utlb, at, O_WRITTEN] = 1
         _keep(m, utlb, at, to)
-        m.retry_kept[utlb] += 1
-        m.free[utlb] = time + m.limits[FAULT_INTERVAL]
-    if m.retry_next[utlb] == m.retry_end[utlb]:
-        m.out_count[utlb] = m.retry_kept[utlb]
-        m.retry_end[utlb] = 0
-        m.blocked[utlb] = 0
+        m.utlb[utlb, U_RETRY_KEPT] += 1
+        m.utlb[utlb, U_FREE] = time + m.device[FAULT_INTERVAL]
+    if m.utlb[utlb, U_RETRY_NEXT] == m.utlb[utlb, U_RETRY_END]:
+        m.utlb[utlb, U_OUT_COUNT] = m.utlb[utlb, U_RETRY_KEPT]
+        m.utlb[utlb, U_RETRY_END] = 0
+        m.utlb[utlb, U_BLOCKED] = 0
 
 
-@njit
+@njit(_nrt=False)
 def _first_fault(m, utlb, page, access, slot, time):
     """An access misses for the first time: it faults and stays outstanding."""
     same = False
-    for at in range(m.out_count[utlb]):
+    for at in range(m.utlb[utlb, U_OUT_COUNT]):
         same |= m.out_page[utlb, at] == page
     if same:
-        m.counts[SAME_UTLB] += 1
+        m.device[SAME_UTLB] += 1
     elif m.page_out[page] > 0:
-        m.counts[CROSS_UTLB] += 1
-    at = m.out_count[utlb]
+        m.device[CROSS_UTLB] += 1
+    at = m.utlb[utlb, U_OUT_COUNT]
     m.out_page[utlb, at] = page
-    m.out_access[utlb, at] = access
-    m.out_slot[utlb, at] = slot
-    m.out_written[utlb, at] = _write(m, page, access, slot, time)
-    m.out_count[utlb] += 1
+    m.out[utlb, at, O_ACCESS] = access
+    m.out[utlb, at, O_SLOT] = slot
+    m.out[utlb, at, O_WRITTEN] = _write(m, page, access, slot, time)
+    m.utlb[utlb, U_OUT_COUNT] += 1
     m.page_out[page] += 1
-    m.counts[STALLED] += 1
-    m.warp_pending[slot] += 1
+    m.device[STALLED] += 1
+    m.warp[slot, W_PENDING] += 1
 
 
-@njit
+@njit(_nrt=False)
 def _serve(m, entries, utlb, time, limit, horizon):
     """Serve accesses of the warp in turn: one that faults, or those that hit before others act."""
-    if m.serving[utlb] < 0:
-        m.serving[utlb] = _next_warp(m, utlb)
-    slot = m.serving[utlb]
-    access = m.op_access[m.warp_op[slot]]
+    if m.utlb[utlb, U_SERVING] < 0:
+        m.utlb[utlb, U_SERVING] = _next_warp(m, utlb)
+    slot = m.utlb[utlb, U_SERVING]
+    access = m.op_kind[m.warp[slot, W_OP]] & OP_ACCESS
     needs = _NEEDS[access]
-    past = m.op_pages[m.warp_op[slot] + 1]
+    past = m.op_pages[m.warp[slot, W_OP] + 1]
     now = time
-    while m.warp_page[slot] < past and (now == time or (now <= limit and now < horizon)):
-        page = m.pages[m.warp_page[slot]]
+    while m.warp[slot, W_PAGE] < past and (now == time or (now <= limit and now < horizon)):
+        page = m.pages[m.warp[slot, W_PAGE]]
         if entries[page] & needs == needs:
-            m.counts[HITS] += 1
-            now += m.limits[HIT_INTERVAL]
+            m.device[HITS] += 1
+            now += m.device[HIT_INTERVAL]
             if access != _PREFETCH:
-                m.warp_data[slot] = max(m.warp_data[slot], now + m.limits[ACCESS_LATENCY])
+                m.warp[slot, W_DATA] = max(m.warp[slot, W_DATA], now + m.device[ACCESS_LATENCY])
         elif now > time:
             break  # others may act before
         elif access == _PREFETCH:
             _write(m, page, access, slot, now)
-            now += m.limits[FAULT_INTERVAL]
+            now += m.device[FAULT_INTERVAL]
             horizon = now
-        elif m.out_count[utlb] == m.limits[OUTSTANDING]:
-            m.blocked[utlb] = 1
+        elif m.utlb[utlb, U_OUT_COUNT] == m.device[OUTSTANDING]:
+            m.utlb[utlb, U_BLOCKED] = 1
             break
         else:
             _first_fault(m, utlb, page, access, slot, now)
-            now += m.limits[FAULT_INTERVAL]
+            now += m.device[FAULT_INTERVAL]
             horizon = now
-        m.counts[ACCESSES] += 1
-        m.warp_page[slot] += 1
-    m.free[utlb] = now
-    if m.warp_page[slot] == past:
-        m.serving[utlb] = -1
-        m.warp_op[slot] += 1
-        go_on(m, slot, now + m.limits[ISSUE_INTERVAL])
+        m.device[ACCESSES] += 1
+        m.warp[slot, W_PAGE] += 1
+    m.utlb[utlb, U_FREE] = now
+    if m.warp[slot, W_PAGE] == past:
+        m.utlb[utlb, U_SERVING] = -1
+        m.warp[slot, W_OP] += 1
+        go_on(m, slot, now + m.device[ISSUE_INTERVAL])
 
 
-@njit
+@njit(_nrt=False)
 def _step(m, entries, utlb, time, limit, horizon):
-    if m.replays_seen[utlb] < m.counts[REPLAYS]:
-        arrival = _arrival(m, utlb, m.replays_seen[utlb])
+    if m.utlb[utlb, U_REPLAYS_SEEN] < m.device[REPLAYS]:
+        arrival = _arrival(m, utlb, m.utlb[utlb, U_REPLAYS_SEEN])
         if arrival <= time:
             _begin_retry(m, utlb, time)
             return
         horizon = min(horizon, arrival)
-    if m.retry_end[utlb] > 0:
+    if m.utlb[utlb, U_RETRY_END] > 0:
         _retry(m, entries, utlb, time)
     else:
         _serve(m, entries, utlb, time, limit, horizon)
@@ -239,10 +265,10 @@ def _step(m, entries, utlb, time, limit, horizon):
 
 def _run(m, entries, limit, until_fault):
     """Let the device go on until ``limit``, or until an entry is at or beyond GET if that is asked."""
-    utlbs = m.limits[UTLBS]
-    while not (until_fault and m.counts[PUT] > m.counts[GET]):
-        if m.counts[STARTED] != 0:
-            m.counts[STARTED] = 0
+    utlbs = m.device[UTLBS]
+    while not (until_fault and m.device[PUT] > m.device[GET]):
+        if m.device[STARTED] != 0:
+            m.device[STARTED] = 0
             for utlb in range(utlbs):
                 m.next_time[utlb] = _next_time(m, utlb)
         first = NEVER
@@ -269,15 +295,15 @@ def _start(m):
 
 def _replay(m, time):
     """Send a replay to every µTLB."""
-    least = m.counts[REPLAYS]
-    for utlb in range(m.limits[UTLBS]):
-        least = min(least, m.replays_seen[utlb])
-    if m.counts[REPLAYS] - least < REPLAYS_UNDER_WAY:
-        m.counts[REPLAYS] += 1
-    m.replay_times[(m.counts[REPLAYS] - 1) % REPLAYS_UNDER_WAY] = time
-    m.counts[STARTED] = 1
+    least = m.device[REPLAYS]
+    for utlb in range(m.device[UTLBS]):
+        least = min(least, m.utlb[utlb, U_REPLAYS_SEEN])
+    if m.device[REPLAYS] - least < REPLAYS_UNDER_WAY:
+        m.device[REPLAYS] += 1
+    m.device[REPLAY_TIMES + (m.device[REPLAYS] - 1) % REPLAYS_UNDER_WAY] = time
+    m.device[STARTED] = 1
 
 
-run = cached(njit(_run))
-begin = cached(njit(_start))
-send_replay = cached(njit(_replay))
+run = cached(njit(_nrt=False)(_run))
+begin = cached(njit(_nrt=False)(_start))
+send_replay = cached(njit(_nrt=False)(_replay))

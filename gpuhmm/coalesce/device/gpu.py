@@ -10,6 +10,10 @@ from gpuhmm.coalesce.device.engine import begin, run, send_replay
 from gpuhmm.coalesce.device.machine import (
     ACCESSES,
     CROSS_UTLB,
+    F_ACCESS,
+    F_PAGE,
+    F_SM,
+    F_TIME,
     GET,
     HITS,
     KERNEL,
@@ -19,6 +23,10 @@ from gpuhmm.coalesce.device.machine import (
     REFAULTS,
     SAME_UTLB,
     STALLED,
+    U_OUT_COUNT,
+    U_RETRY_END,
+    U_RETRY_KEPT,
+    U_RETRY_NEXT,
     machine,
 )
 from gpuhmm.coalesce.device.program import Program
@@ -58,7 +66,7 @@ class Gpu:
         self.buffer_entries = config.buffer_entries
         self._kernels = program.kernels
         self._machine = machine(config, program, areas.npages, seed)
-        self._counts = self._machine.counts
+        self._counts = self._machine.device
         self._replays = 0
         sms = np.arange(config.sms)
         utlbs = sms // config.sms_per_utlb
@@ -85,8 +93,9 @@ class Gpu:
 
     def outstanding(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return how many faults of each µTLB are outstanding: int64[utlbs]."""
-        left = self._machine.retry_end - self._machine.retry_next + self._machine.retry_kept
-        return np.where(self._machine.retry_end > 0, left, self._machine.out_count)
+        utlb = self._machine.utlb
+        left = utlb[:, U_RETRY_END] - utlb[:, U_RETRY_NEXT] + utlb[:, U_RETRY_KEPT]
+        return np.where(utlb[:, U_RETRY_END] > 0, left, utlb[:, U_OUT_COUNT])
 
     def next_fault(self, now: int) -> int | None:
         """Let the device go on until an entry is at or beyond GET; see the protocol."""
@@ -94,7 +103,7 @@ class Gpu:
         get = int(self._counts[GET])
         if self._counts[PUT] == get:
             return None
-        return int(self._machine.fault_time[get % self.buffer_entries])
+        return int(self._machine.faults[get % self.buffer_entries, F_TIME])
 
     def read_put(self, now: int) -> int:
         """Let the device go on until ``now`` and return PUT.  ValueError for a time that cannot be."""
@@ -109,16 +118,17 @@ class Gpu:
                 f"entries must be within {int(self._counts[GET])} and {int(self._counts[PUT])} (got {get}, {past})"
             )
         at = np.arange(get, past) % self.buffer_entries
-        places = self._machine.fault_page[at].astype(np.int64)
-        sm = self._machine.fault_sm[at]
+        entries = self._machine.faults[at]
+        places = entries[:, F_PAGE]
+        sm = entries[:, F_SM]
         return FaultTrace(
-            time=self._machine.fault_time[at].astype(np.uint64),
+            time=entries[:, F_TIME].astype(np.uint64),
             va=self.areas.addresses(places),
-            access=self._machine.fault_access[at],
+            access=entries[:, F_ACCESS].astype(np.uint8),
             space=self.areas.spaces[np.searchsorted(self.areas.firsts, places, side="right") - 1],
             gpc=self._gpc_of[sm],
             utlb=self._utlb_of[sm],
-            sm=sm,
+            sm=sm.astype(np.uint16),
             client=self._client_of[sm],
         )
 

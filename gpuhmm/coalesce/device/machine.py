@@ -1,4 +1,8 @@
-"""The state of a modelled GPU, as arrays that compiled code reads and writes."""
+"""The state of a modelled GPU, as few arrays that compiled code reads and writes.
+
+Few, because compiled functions hand all of them on: a row is a µTLB, an SM, a warp or a block, and its
+columns have the names below.
+"""
 
 from __future__ import annotations
 
@@ -15,118 +19,74 @@ NEVER = (1 << 63) - 1
 #: Replays that may be on their way at once; later ones are joined with the last of them.
 REPLAYS_UNDER_WAY = 64
 
-#: Places of :attr:`Machine.limits`.
-(
-    UTLBS,
-    SMS,
-    SMS_PER_UTLB,
-    WARPS_PER_SM,
-    BLOCKS_PER_SM,
-    THREADS_PER_SM,
-    OUTSTANDING,
-    BUFFER,
-    FAULT_INTERVAL,
-    HIT_INTERVAL,
-    ACCESS_LATENCY,
-    REPLAY_LATENCY,
-    REPLAY_JITTER,
-    BLOCK_INTERVAL,
-    ISSUE_INTERVAL,
-    ISSUE_JITTER,
-    LAUNCH_LATENCY,
-    SEED,
-) = range(18)
+#: Places of :attr:`Machine.device`: limits and times of the configuration.
+UTLBS, SMS_PER_UTLB, WARPS_PER_SM, BLOCKS_PER_SM, THREADS_PER_SM, OUTSTANDING, BUFFER = range(7)
+FAULT_INTERVAL, HIT_INTERVAL, ACCESS_LATENCY, REPLAY_LATENCY, REPLAY_JITTER = range(7, 12)
+BLOCK_INTERVAL, ISSUE_INTERVAL, ISSUE_JITTER, LAUNCH_LATENCY, SEED = range(12, 17)
+#: The buffer's counts; the kernel, its next block and those not done; whether one has just begun; replays.
+GET, PUT, KERNEL, NEXT_BLOCK, BLOCKS_LEFT, STARTED, REPLAYS = range(17, 24)
+#: Counters, and accesses outstanding.
+SAME_UTLB, CROSS_UTLB, REFAULTS, OVERFLOWS, ACCESSES, HITS, STALLED = range(24, 31)
+#: When each replay was asked for, by its number modulo REPLAYS_UNDER_WAY.
+REPLAY_TIMES = 31
 
-#: Places of :attr:`Machine.counts`.
-(
-    GET,
-    PUT,
-    KERNEL,
-    NEXT_BLOCK,
-    BLOCKS_LEFT,
-    STARTED,
-    REPLAYS,
-    FIRST_FAULTS,
-    SAME_UTLB,
-    CROSS_UTLB,
-    REFAULTS,
-    OVERFLOWS,
-    ACCESSES,
-    HITS,
-    STALLED,
-) = range(15)
-
+#: Columns of kernels: first block, threads of a block, blocks on an SM at once.
+K_BLOCKS, K_THREADS, K_RESIDENCY = range(3)
+#: Columns of µTLBs: when it is free; the warp slot that it serves or -1; whether that one waits for room
+#: among the outstanding faults; the SM served last; replays that reached it; outstanding faults; of a
+#: retry under way the next one, the end, and those kept so far.
+U_FREE, U_SERVING, U_BLOCKED, U_LAST_SM, U_REPLAYS_SEEN = range(5)
+U_OUT_COUNT, U_RETRY_NEXT, U_RETRY_END, U_RETRY_KEPT = range(5, 9)
+#: Columns of outstanding faults: the access, the warp slot, whether it was written into the buffer.
+O_ACCESS, O_SLOT, O_WRITTEN = range(3)
+#: Columns of SMs: its queue (a ring), warp slots and block slots that are free (stacks), threads held.
+S_QUEUE_HEAD, S_QUEUE_COUNT, S_FREE_WARPS_COUNT, S_FREE_BLOCKS_COUNT, S_THREADS_HELD = range(5)
+#: What an SM has rows of slots for: warps that have an access to issue, by time; free ones.
+QUEUE, FREE_WARPS, FREE_BLOCKS = range(3)
+#: Columns of warps: its access and the end of these; the next page of it; accesses outstanding; when it may
+#: issue; when all data that is not outstanding has come; its block slot; what it is at.
+W_OP, W_END, W_PAGE, W_PENDING, W_READY, W_DATA, W_BLOCK, W_STATE = range(8)
 #: What a warp slot is at.
 FREE, QUEUED, WAITING, AT_BARRIER, ENDING = range(5)
+#: Columns of blocks: warps that are not done, warps at the barrier, the time of the last of these.
+B_LIVE, B_ARRIVED, B_TIME = range(3)
+#: Columns of entries of the fault buffer.
+F_TIME, F_PAGE, F_ACCESS, F_SM = range(4)
+#: An access with its flags in one byte: the bits of the access, and where the flags begin.
+OP_ACCESS, OP_FLAGS = 15, 4
 
 I64 = npt.NDArray[np.int64]
 
 
 class Machine(NamedTuple):
-    """All arrays of a GPU and of the program that it runs."""
+    """All arrays of a GPU and of the program that it runs; int64 and with the columns above if not said."""
 
-    limits: I64
-    counts: I64
-    kernel_blocks: I64
-    kernel_threads: I64
-    kernel_residency: I64
+    device: I64
+    kernels: I64
     block_warps: I64
     warp_ops: I64
     op_pages: I64
-    op_access: npt.NDArray[np.uint8]
-    op_flags: npt.NDArray[np.uint8]
+    #: uint8: the access, and its flags from bit OP_FLAGS on.
+    op_kind: npt.NDArray[np.uint8]
+    #: uint32: page numbers.
     pages: npt.NDArray[np.uint32]
     #: SMs in the order in which a grid's first blocks go to them.
     sm_order: I64
-    #: By µTLB: when it is free, when it acts next, the warp slot that it serves or -1, whether its first
-    #: access waits for room among the outstanding faults, the SM served last, and replays that reached it.
-    free: I64
+    #: By µTLB: when it acts next.
     next_time: I64
-    serving: I64
-    blocked: I64
-    last_sm: I64
-    replays_seen: I64
-    #: By µTLB: outstanding faults, and of a retry under way the next, the end, and those kept so far.
-    out_count: I64
-    retry_next: I64
-    retry_end: I64
-    retry_kept: I64
+    utlb: I64
+    #: By µTLB and outstanding fault: the page, uint32, and the rest.
     out_page: npt.NDArray[np.uint32]
-    out_access: npt.NDArray[np.uint8]
-    out_slot: I64
-    out_written: npt.NDArray[np.uint8]
-    #: By page: outstanding faults of all µTLBs.
+    out: I64
+    #: By page: outstanding faults of all µTLBs, int32.
     page_out: npt.NDArray[np.int32]
-    #: By SM: the queue of warps that have an access to issue, by time, as a ring.
-    queue: I64
-    queue_head: I64
-    queue_count: I64
-    #: By SM: free warp slots and block slots as stacks, blocks and threads held.
-    free_warps: I64
-    free_warps_count: I64
-    free_blocks: I64
-    free_blocks_count: I64
-    threads_held: I64
-    #: By warp slot: its access, the end of these, the next page of it, accesses outstanding, when it may
-    #: issue, when all data that is not outstanding has come, its block slot, and what it is at.
-    warp_op: I64
-    warp_end: I64
-    warp_page: I64
-    warp_pending: I64
-    warp_ready: I64
-    warp_data: I64
-    warp_block: I64
-    warp_state: I64
-    #: By block slot: warps that are not done, warps at the barrier, and the time of the last of these.
-    block_live: I64
-    block_arrived: I64
-    block_time: I64
-    replay_times: I64
-    #: The fault buffer, by count modulo its entries.
-    fault_time: I64
-    fault_page: npt.NDArray[np.uint32]
-    fault_access: npt.NDArray[np.uint8]
-    fault_sm: npt.NDArray[np.uint16]
+    sm: I64
+    #: By SM, QUEUE and so on: slots.
+    slots: I64
+    warp: I64
+    block: I64
+    #: By count modulo the entries of the buffer.
+    faults: I64
 
 
 def first_blocks(config: DeviceConfig) -> I64:
@@ -145,63 +105,57 @@ def machine(config: DeviceConfig, program: Program, npages: int, seed: int) -> M
     def zeros(*shape: int, dtype: Any = np.int64) -> Any:
         return np.zeros(shape, dtype=dtype)
 
-    utlbs, sms, most = config.utlbs, config.sms, config.utlb_outstanding
-    warps, blocks = sms * config.warps_per_sm, sms * config.blocks_per_sm
-    limits = [utlbs, sms, config.sms_per_utlb, config.warps_per_sm, config.blocks_per_sm]
-    limits += [config.threads_per_sm, most, config.buffer_entries, config.fault_interval_ns]
-    limits += [config.hit_interval_ns, config.access_latency_ns, config.replay_latency_ns]
-    limits += [config.replay_jitter_ns, config.block_interval_ns, config.issue_interval_ns]
-    limits += [config.issue_jitter_ns, config.launch_latency_ns, seed]
+    utlbs, sms = config.utlbs, config.sms
+    warps, blocks = config.warps_per_sm, config.blocks_per_sm
+    device = zeros(REPLAY_TIMES + REPLAYS_UNDER_WAY)
+    device[:GET] = [
+        utlbs,
+        config.sms_per_utlb,
+        warps,
+        blocks,
+        config.threads_per_sm,
+        config.utlb_outstanding,
+        config.buffer_entries,
+        config.fault_interval_ns,
+        config.hit_interval_ns,
+        config.access_latency_ns,
+        config.replay_latency_ns,
+        config.replay_jitter_ns,
+        config.block_interval_ns,
+        config.issue_interval_ns,
+        config.issue_jitter_ns,
+        config.launch_latency_ns,
+        seed,
+    ]
+    kernels = zeros(program.kernels + 1, 3)
+    kernels[:, K_BLOCKS] = program.kernel_blocks
+    kernels[:-1, K_THREADS] = program.kernel_threads
+    kernels[:-1, K_RESIDENCY] = program.kernel_residency
+    utlb = zeros(utlbs, 9)
+    utlb[:, U_SERVING] = -1
+    sm = zeros(sms, 5)
+    sm[:, S_FREE_WARPS_COUNT] = warps
+    sm[:, S_FREE_BLOCKS_COUNT] = blocks
+    slots = zeros(sms, 3, max(warps, blocks))
+    slots[:, FREE_WARPS, :warps] = np.arange(sms * warps).reshape(sms, warps)[:, ::-1]
+    slots[:, FREE_BLOCKS, :blocks] = np.arange(sms * blocks).reshape(sms, blocks)[:, ::-1]
     return Machine(
-        limits=np.array(limits, dtype=np.int64),
-        counts=zeros(STALLED + 1),
-        kernel_blocks=program.kernel_blocks,
-        kernel_threads=program.kernel_threads,
-        kernel_residency=program.kernel_residency,
+        device=device,
+        kernels=kernels,
         block_warps=program.block_warps,
         warp_ops=program.warp_ops,
         op_pages=program.op_pages,
-        op_access=program.op_access,
-        op_flags=program.op_flags,
+        op_kind=program.op_access | program.op_flags << np.uint8(OP_FLAGS),
         pages=program.pages,
         sm_order=first_blocks(config),
-        free=zeros(utlbs),
         next_time=np.full(utlbs, NEVER, dtype=np.int64),
-        serving=np.full(utlbs, -1, dtype=np.int64),
-        blocked=zeros(utlbs),
-        last_sm=zeros(utlbs),
-        replays_seen=zeros(utlbs),
-        out_count=zeros(utlbs),
-        retry_next=zeros(utlbs),
-        retry_end=zeros(utlbs),
-        retry_kept=zeros(utlbs),
-        out_page=zeros(utlbs, most, dtype=np.uint32),
-        out_access=zeros(utlbs, most, dtype=np.uint8),
-        out_slot=zeros(utlbs, most),
-        out_written=zeros(utlbs, most, dtype=np.uint8),
+        utlb=utlb,
+        out_page=zeros(utlbs, config.utlb_outstanding, dtype=np.uint32),
+        out=zeros(utlbs, config.utlb_outstanding, 3),
         page_out=zeros(npages, dtype=np.int32),
-        queue=zeros(sms, config.warps_per_sm),
-        queue_head=zeros(sms),
-        queue_count=zeros(sms),
-        free_warps=np.arange(warps, dtype=np.int64).reshape(sms, -1)[:, ::-1].copy(),
-        free_warps_count=np.full(sms, config.warps_per_sm, dtype=np.int64),
-        free_blocks=np.arange(blocks, dtype=np.int64).reshape(sms, -1)[:, ::-1].copy(),
-        free_blocks_count=np.full(sms, config.blocks_per_sm, dtype=np.int64),
-        threads_held=zeros(sms),
-        warp_op=zeros(warps),
-        warp_end=zeros(warps),
-        warp_page=zeros(warps),
-        warp_pending=zeros(warps),
-        warp_ready=zeros(warps),
-        warp_data=zeros(warps),
-        warp_block=zeros(warps),
-        warp_state=zeros(warps),
-        block_live=zeros(blocks),
-        block_arrived=zeros(blocks),
-        block_time=zeros(blocks),
-        replay_times=zeros(REPLAYS_UNDER_WAY),
-        fault_time=zeros(config.buffer_entries),
-        fault_page=zeros(config.buffer_entries, dtype=np.uint32),
-        fault_access=zeros(config.buffer_entries, dtype=np.uint8),
-        fault_sm=zeros(config.buffer_entries, dtype=np.uint16),
+        sm=sm,
+        slots=slots,
+        warp=zeros(sms * warps, 8),
+        block=zeros(sms * blocks, 3),
+        faults=zeros(config.buffer_entries, 4),
     )

@@ -8,29 +8,49 @@ from numba import njit
 from gpuhmm.coalesce.device.config import WARP_LANES
 from gpuhmm.coalesce.device.machine import (
     AT_BARRIER,
-    BLOCK_INTERVAL,
     BLOCKS_LEFT,
     BLOCKS_PER_SM,
+    BLOCK_INTERVAL,
+    B_ARRIVED,
+    B_LIVE,
+    B_TIME,
     ENDING,
     FREE,
+    FREE_BLOCKS,
+    FREE_WARPS,
     ISSUE_JITTER,
     KERNEL,
+    K_BLOCKS,
+    K_RESIDENCY,
+    K_THREADS,
     LAUNCH_LATENCY,
     NEXT_BLOCK,
+    OP_FLAGS,
+    QUEUE,
     QUEUED,
     SEED,
     STARTED,
+    S_FREE_BLOCKS_COUNT,
+    S_FREE_WARPS_COUNT,
+    S_QUEUE_COUNT,
+    S_QUEUE_HEAD,
+    S_THREADS_HELD,
     THREADS_PER_SM,
     WAITING,
     WARPS_PER_SM,
+    W_BLOCK,
+    W_DATA,
+    W_END,
+    W_OP,
+    W_PAGE,
+    W_PENDING,
+    W_READY,
+    W_STATE,
 )
 from gpuhmm.coalesce.device.program import OP_BARRIER, OP_WAITS
 
-_OP_WAITS = np.uint8(OP_WAITS)
-_OP_BARRIER = np.uint8(OP_BARRIER)
 
-
-@njit(inline="never")
+@njit(_nrt=False)
 def chance(seed, first, second, below):
     """Return a number within ``[0, below]`` that follows from the three others (SplitMix64)."""
     if below == 0:
@@ -44,163 +64,163 @@ def chance(seed, first, second, below):
     return np.int64(word % np.uint64(below + 1))
 
 
-@njit
+@njit(_nrt=False)
 def enqueue(m, slot, time):
     """Put a warp into the queue of its SM, behind those that may issue at that time or earlier."""
-    sm = slot // m.limits[WARPS_PER_SM]
-    size = m.limits[WARPS_PER_SM]
-    time += chance(m.limits[SEED], slot, m.warp_op[slot], m.limits[ISSUE_JITTER])
-    m.warp_ready[slot] = time
-    m.warp_state[slot] = QUEUED
-    at = m.queue_head[sm] + m.queue_count[sm]
-    while at > m.queue_head[sm]:
-        before = m.queue[sm, (at - 1) % size]
-        if m.warp_ready[before] <= time:
+    sm = slot // m.device[WARPS_PER_SM]
+    size = m.device[WARPS_PER_SM]
+    time += chance(m.device[SEED], slot, m.warp[slot, W_OP], m.device[ISSUE_JITTER])
+    m.warp[slot, W_READY] = time
+    m.warp[slot, W_STATE] = QUEUED
+    at = m.sm[sm, S_QUEUE_HEAD] + m.sm[sm, S_QUEUE_COUNT]
+    while at > m.sm[sm, S_QUEUE_HEAD]:
+        before = m.slots[sm, QUEUE, (at - 1) % size]
+        if m.warp[before, W_READY] <= time:
             break
-        m.queue[sm, at % size] = before
+        m.slots[sm, QUEUE, at % size] = before
         at -= 1
-    m.queue[sm, at % size] = slot
-    m.queue_count[sm] += 1
+    m.slots[sm, QUEUE, at % size] = slot
+    m.sm[sm, S_QUEUE_COUNT] += 1
 
 
-@njit
+@njit(_nrt=False)
 def dequeue(m, sm):
     """Take the first warp out of the queue of an SM."""
-    slot = m.queue[sm, m.queue_head[sm]]
-    m.queue_head[sm] = (m.queue_head[sm] + 1) % m.limits[WARPS_PER_SM]
-    m.queue_count[sm] -= 1
+    slot = m.slots[sm, QUEUE, m.sm[sm, S_QUEUE_HEAD]]
+    m.sm[sm, S_QUEUE_HEAD] = (m.sm[sm, S_QUEUE_HEAD] + 1) % m.device[WARPS_PER_SM]
+    m.sm[sm, S_QUEUE_COUNT] -= 1
     return slot
 
 
-@njit
+@njit(_nrt=False)
 def release(m, block):
     """Let the warps of a block pass its barrier if all that are left came to it."""
-    if m.block_arrived[block] == 0 or m.block_arrived[block] < m.block_live[block]:
+    if m.block[block, B_ARRIVED] == 0 or m.block[block, B_ARRIVED] < m.block[block, B_LIVE]:
         return
-    m.block_arrived[block] = 0
-    first = block // m.limits[BLOCKS_PER_SM] * m.limits[WARPS_PER_SM]
-    for slot in range(first, first + m.limits[WARPS_PER_SM]):
-        if m.warp_state[slot] == AT_BARRIER and m.warp_block[slot] == block:
-            enqueue(m, slot, m.block_time[block])
+    m.block[block, B_ARRIVED] = 0
+    first = block // m.device[BLOCKS_PER_SM] * m.device[WARPS_PER_SM]
+    for slot in range(first, first + m.device[WARPS_PER_SM]):
+        if m.warp[slot, W_STATE] == AT_BARRIER and m.warp[slot, W_BLOCK] == block:
+            enqueue(m, slot, m.block[block, B_TIME])
 
 
-@njit
+@njit(_nrt=False)
 def reach(m, slot, time):
     """A warp that has an access left comes to it: it issues, or waits for what that needs."""
-    flags = m.op_flags[m.warp_op[slot]]
-    if flags != 0 and m.warp_pending[slot] > 0:
-        m.warp_state[slot] = WAITING
-    elif flags & _OP_BARRIER:
-        block = m.warp_block[slot]
-        m.warp_state[slot] = AT_BARRIER
-        m.block_arrived[block] += 1
-        m.block_time[block] = max(m.block_time[block], time, m.warp_data[slot])
+    flags = m.op_kind[m.warp[slot, W_OP]] >> OP_FLAGS
+    if flags != 0 and m.warp[slot, W_PENDING] > 0:
+        m.warp[slot, W_STATE] = WAITING
+    elif flags & OP_BARRIER:
+        block = m.warp[slot, W_BLOCK]
+        m.warp[slot, W_STATE] = AT_BARRIER
+        m.block[block, B_ARRIVED] += 1
+        m.block[block, B_TIME] = max(m.block[block, B_TIME], time, m.warp[slot, W_DATA])
         release(m, block)
-    elif flags & _OP_WAITS:
-        enqueue(m, slot, max(time, m.warp_data[slot]))
+    elif flags & OP_WAITS:
+        enqueue(m, slot, max(time, m.warp[slot, W_DATA]))
     else:
         enqueue(m, slot, time)
 
 
-@njit
+@njit(_nrt=False)
 def place(m, sm, time):
     """Give the next blocks of the kernel to an SM that may have room; return how many, at most one.
 
     Blocks in which no warp has an access are done at once and take no room.
     """
-    kernel = m.counts[KERNEL]
-    threads = m.kernel_threads[kernel]
-    held = m.limits[BLOCKS_PER_SM] - m.free_blocks_count[sm]
-    most = m.kernel_residency[kernel]
-    while m.counts[NEXT_BLOCK] < m.kernel_blocks[kernel + 1]:
-        number = m.counts[NEXT_BLOCK]
+    kernel = m.device[KERNEL]
+    threads = m.kernels[kernel, K_THREADS]
+    held = m.device[BLOCKS_PER_SM] - m.sm[sm, S_FREE_BLOCKS_COUNT]
+    most = m.kernels[kernel, K_RESIDENCY]
+    while m.device[NEXT_BLOCK] < m.kernels[kernel + 1, K_BLOCKS]:
+        number = m.device[NEXT_BLOCK]
         live = 0
         for warp in range(m.block_warps[number], m.block_warps[number + 1]):
             live += m.warp_ops[warp] < m.warp_ops[warp + 1]
         if live == 0:
-            m.counts[NEXT_BLOCK] += 1
-            m.counts[BLOCKS_LEFT] -= 1
+            m.device[NEXT_BLOCK] += 1
+            m.device[BLOCKS_LEFT] -= 1
             continue
         warps = (threads + WARP_LANES - 1) // WARP_LANES
         if (
-            m.free_blocks_count[sm] == 0
-            or m.threads_held[sm] + warps * WARP_LANES > m.limits[THREADS_PER_SM]
-            or m.free_warps_count[sm] < warps
+            m.sm[sm, S_FREE_BLOCKS_COUNT] == 0
+            or m.sm[sm, S_THREADS_HELD] + warps * WARP_LANES > m.device[THREADS_PER_SM]
+            or m.sm[sm, S_FREE_WARPS_COUNT] < warps
             or (most > 0 and held >= most)
         ):
             return 0
-        m.counts[NEXT_BLOCK] += 1
-        m.threads_held[sm] += warps * WARP_LANES
-        m.free_blocks_count[sm] -= 1
-        block = m.free_blocks[sm, m.free_blocks_count[sm]]
-        m.block_live[block] = live
-        m.block_arrived[block] = 0
-        m.block_time[block] = time
+        m.device[NEXT_BLOCK] += 1
+        m.sm[sm, S_THREADS_HELD] += warps * WARP_LANES
+        m.sm[sm, S_FREE_BLOCKS_COUNT] -= 1
+        block = m.slots[sm, FREE_BLOCKS, m.sm[sm, S_FREE_BLOCKS_COUNT]]
+        m.block[block, B_LIVE] = live
+        m.block[block, B_ARRIVED] = 0
+        m.block[block, B_TIME] = time
         for warp in range(m.block_warps[number], m.block_warps[number + 1]):
             if m.warp_ops[warp] < m.warp_ops[warp + 1]:
-                m.free_warps_count[sm] -= 1
-                slot = m.free_warps[sm, m.free_warps_count[sm]]
-                m.warp_op[slot] = m.warp_ops[warp]
-                m.warp_end[slot] = m.warp_ops[warp + 1]
-                m.warp_page[slot] = m.op_pages[m.warp_ops[warp]]
-                m.warp_pending[slot] = 0
-                m.warp_data[slot] = time
-                m.warp_block[slot] = block
+                m.sm[sm, S_FREE_WARPS_COUNT] -= 1
+                slot = m.slots[sm, FREE_WARPS, m.sm[sm, S_FREE_WARPS_COUNT]]
+                m.warp[slot, W_OP] = m.warp_ops[warp]
+                m.warp[slot, W_END] = m.warp_ops[warp + 1]
+                m.warp[slot, W_PAGE] = m.op_pages[m.warp_ops[warp]]
+                m.warp[slot, W_PENDING] = 0
+                m.warp[slot, W_DATA] = time
+                m.warp[slot, W_BLOCK] = block
                 reach(m, slot, time)
         return 1
     return 0
 
 
-@njit
+@njit(_nrt=False)
 def start(m, time):
     """Hand out the first blocks of the kernel, and of later ones while kernels have nothing to do."""
-    while m.counts[KERNEL] < len(m.kernel_threads):
-        kernel = m.counts[KERNEL]
-        m.counts[BLOCKS_LEFT] = m.kernel_blocks[kernel + 1] - m.kernel_blocks[kernel]
+    while m.device[KERNEL] < len(m.kernels) - 1:
+        kernel = m.device[KERNEL]
+        m.device[BLOCKS_LEFT] = m.kernels[kernel + 1, K_BLOCKS] - m.kernels[kernel, K_BLOCKS]
         placed = 1
         while placed > 0:
             placed = 0
             for sm in m.sm_order:
                 if place(m, sm, time) > 0:
                     placed += 1
-                    time += m.limits[BLOCK_INTERVAL]
-        if m.counts[BLOCKS_LEFT] > 0:
+                    time += m.device[BLOCK_INTERVAL]
+        if m.device[BLOCKS_LEFT] > 0:
             break
-        m.counts[KERNEL] += 1
-    m.counts[STARTED] = 1
+        m.device[KERNEL] += 1
+    m.device[STARTED] = 1
 
 
-@njit
+@njit(_nrt=False)
 def finish(m, slot, time):
     """A warp is done: its block may be, another block may come, and another kernel."""
-    block = m.warp_block[slot]
-    sm = slot // m.limits[WARPS_PER_SM]
-    m.warp_state[slot] = FREE
-    m.free_warps[sm, m.free_warps_count[sm]] = slot
-    m.free_warps_count[sm] += 1
-    m.block_time[block] = max(m.block_time[block], time)
-    m.block_live[block] -= 1
-    if m.block_live[block] > 0:
+    block = m.warp[slot, W_BLOCK]
+    sm = slot // m.device[WARPS_PER_SM]
+    m.warp[slot, W_STATE] = FREE
+    m.slots[sm, FREE_WARPS, m.sm[sm, S_FREE_WARPS_COUNT]] = slot
+    m.sm[sm, S_FREE_WARPS_COUNT] += 1
+    m.block[block, B_TIME] = max(m.block[block, B_TIME], time)
+    m.block[block, B_LIVE] -= 1
+    if m.block[block, B_LIVE] > 0:
         release(m, block)
         return
-    time = m.block_time[block]
-    threads = m.kernel_threads[m.counts[KERNEL]]
-    m.threads_held[sm] -= (threads + WARP_LANES - 1) // WARP_LANES * WARP_LANES
-    m.free_blocks[sm, m.free_blocks_count[sm]] = block
-    m.free_blocks_count[sm] += 1
-    m.counts[BLOCKS_LEFT] -= 1
-    place(m, sm, time + m.limits[BLOCK_INTERVAL])
-    if m.counts[BLOCKS_LEFT] == 0:
-        m.counts[KERNEL] += 1
-        start(m, time + m.limits[LAUNCH_LATENCY])
+    time = m.block[block, B_TIME]
+    threads = m.kernels[m.device[KERNEL], K_THREADS]
+    m.sm[sm, S_THREADS_HELD] -= (threads + WARP_LANES - 1) // WARP_LANES * WARP_LANES
+    m.slots[sm, FREE_BLOCKS, m.sm[sm, S_FREE_BLOCKS_COUNT]] = block
+    m.sm[sm, S_FREE_BLOCKS_COUNT] += 1
+    m.device[BLOCKS_LEFT] -= 1
+    place(m, sm, time + m.device[BLOCK_INTERVAL])
+    if m.device[BLOCKS_LEFT] == 0:
+        m.device[KERNEL] += 1
+        start(m, time + m.device[LAUNCH_LATENCY])
 
 
-@njit
+@njit(_nrt=False)
 def go_on(m, slot, time):
     """A warp's access is issued, or its last outstanding one came: what it does next."""
-    if m.warp_op[slot] < m.warp_end[slot]:
+    if m.warp[slot, W_OP] < m.warp[slot, W_END]:
         reach(m, slot, time)
-    elif m.warp_pending[slot] > 0:
-        m.warp_state[slot] = ENDING
+    elif m.warp[slot, W_PENDING] > 0:
+        m.warp[slot, W_STATE] = ENDING
     else:
-        finish(m, slot, max(time, m.warp_data[slot]))
+        finish(m, slot, max(time, m.warp[slot, W_DATA]))

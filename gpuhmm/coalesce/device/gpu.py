@@ -97,9 +97,9 @@ class Gpu:
         left = utlb[:, U_RETRY_END] - utlb[:, U_RETRY_NEXT] + utlb[:, U_RETRY_KEPT]
         return np.where(utlb[:, U_RETRY_END] > 0, left, utlb[:, U_OUT_COUNT])
 
-    def next_fault(self, now: int) -> int | None:
+    def next_fault(self, now: int, until: int | None = None) -> int | None:
         """Let the device go on until an entry is at or beyond GET; see the protocol."""
-        self._run(NEVER - 1, True)
+        self._run(NEVER - 1 if until is None else until, True)
         get = int(self._counts[GET])
         if self._counts[PUT] == get:
             return None
@@ -150,6 +150,10 @@ class Gpu:
     def stalled(self) -> int:
         """Accesses that wait for a replay, or for their turn after one."""
         return int(self._counts[STALLED])
+
+    def running(self) -> bool:
+        """True while a µTLB has something to do that waits for no replay."""
+        return bool((self._machine.next_time < NEVER).any())
 
     def done(self) -> bool:
         """True when every kernel is finished."""

@@ -10,7 +10,7 @@ from gpuhmm.coalesce.costs import COSTS
 from gpuhmm.coalesce.device.config import DEVICES
 from gpuhmm.coalesce.device.gpu import Gpu
 from gpuhmm.coalesce.drivers import driver_named
-from gpuhmm.coalesce.patterns import workload
+from gpuhmm.coalesce.patterns.registry import workload
 from gpuhmm.coalesce.run import CoalesceRun, coalesce
 from gpuhmm.coalesce.spaces import spaces_over
 from gpuhmm.coalesce.timeline import Timeline
@@ -44,7 +44,7 @@ class Runs:
             if self.told is not None:
                 words = " ".join(f"{name}={value}" for name, value in (settings or {}).items())
                 self.told(f"{pattern} under {driver} {words}".rstrip())
-            work = workload(pattern, parameters or {})
+            work = workload(pattern, **(parameters or {}))
             device = Gpu(DEVICES[DEVICE], work.program, work.areas, self.seed)
             self._done[key] = coalesce(
                 device,

@@ -36,8 +36,15 @@ def merged(trace: Any) -> int:
     return left
 
 
-def serve(device: Any, batch: int = 256, keep: bool = False, counted: bool = True, most: int = 10**9, costs: tuple[int,int,int]=(10_000, 40_000, 3000)) -> Service:
-    """Serve until the device has nothing more to say.  Times: 10 µs to the interrupt's service, 40 µs a batch."""
+def serve(
+    device: Any,
+    batch: int = 256,
+    keep: bool = False,
+    counted: bool = True,
+    most: int = 10**9,
+    costs: tuple[int, int, int] = (10_000, 40_000, 3000),
+) -> Service:
+    """Serve until the device says nothing more; ``costs`` in ns: to the interrupt, a batch, a page."""
     interrupt, fixed, page_cost = costs
     seen = Service()
     now = get = 0

@@ -22,6 +22,7 @@ _BOUNDS = {
     "hit_interval_ns": (0, 10**6),
     "access_latency_ns": (0, 10**6),
     "replay_latency_ns": (0, 10**9),
+    "replay_skew_ns": (0, 10**6),
     "replay_jitter_ns": (0, 10**6),
     "block_interval_ns": (0, 10**6),
     "issue_interval_ns": (0, 10**6),
@@ -62,6 +63,9 @@ class DeviceConfig:
     #: From the driver's replay to the first access made again by a µTLB.  Assumed: about the time
     #: of a write over PCIe and of the method that it starts.
     replay_latency_ns: int = 1000
+    #: A replay reaches a µTLB up to that much later because of where it lies, always the same.  Assumed:
+    #: SMs of a Volta are up to some 70 cycles apart in how long they wait for the L2 cache.
+    replay_skew_ns: int = 50
     #: A replay reaches each µTLB up to that much later, anew each time.  Assumed: µTLBs are not in lockstep.
     replay_jitter_ns: int = 200
     #: Between two blocks that the grid's scheduler hands out.  Assumed: one in about two cycles.

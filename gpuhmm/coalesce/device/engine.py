@@ -11,43 +11,42 @@ from numba import njit
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_PREFETCH
 from gpuhmm.coalesce.device.machine import (
-    ACCESSES,
     ACCESS_LATENCY,
+    ACCESSES,
     BUFFER,
     CROSS_UTLB,
     ENDING,
-    FAULT_INTERVAL,
     F_ACCESS,
     F_PAGE,
     F_SM,
     F_TIME,
+    FAULT_INTERVAL,
     GET,
-    HITS,
     HIT_INTERVAL,
+    HITS,
     ISSUE_INTERVAL,
     NEVER,
-    OP_ACCESS,
-    OUTSTANDING,
-    OVERFLOWS,
     O_ACCESS,
     O_SLOT,
     O_WRITTEN,
+    OP_ACCESS,
+    OUTSTANDING,
+    OVERFLOWS,
     PUT,
     QUEUE,
     REFAULTS,
-    REPLAYS,
-    REPLAYS_UNDER_WAY,
     REPLAY_JITTER,
     REPLAY_LATENCY,
     REPLAY_TIMES,
+    REPLAYS,
+    REPLAYS_UNDER_WAY,
+    S_QUEUE_COUNT,
+    S_QUEUE_HEAD,
     SAME_UTLB,
     SEED,
     SMS_PER_UTLB,
     STALLED,
     STARTED,
-    S_QUEUE_COUNT,
-    S_QUEUE_HEAD,
-    UTLBS,
     U_BLOCKED,
     U_FREE,
     U_LAST_SM,
@@ -57,14 +56,16 @@ from gpuhmm.coalesce.device.machine import (
     U_RETRY_KEPT,
     U_RETRY_NEXT,
     U_SERVING,
-    WAITING,
-    WARPS_PER_SM,
+    U_SKEW,
+    UTLBS,
     W_DATA,
     W_OP,
     W_PAGE,
     W_PENDING,
     W_READY,
     W_STATE,
+    WAITING,
+    WARPS_PER_SM,
 )
 from gpuhmm.coalesce.device.warps import chance, dequeue, go_on, start
 from gpuhmm.kernels.compile_cache import cached
@@ -93,7 +94,9 @@ def _write(m, page, access, slot, time):
 @njit(_nrt=False)
 def _arrival(m, utlb, replay):
     """Return when a replay reaches a µTLB."""
-    time = m.device[REPLAY_TIMES + replay % REPLAYS_UNDER_WAY] + m.device[REPLAY_LATENCY]
+    time = (
+        m.device[REPLAY_TIMES + replay % REPLAYS_UNDER_WAY] + m.device[REPLAY_LATENCY] + m.utlb[utlb, U_SKEW]
+    )
     return time + chance(m.device[SEED], _REPLAY_CHANCE + utlb, replay, m.device[REPLAY_JITTER])
 
 
@@ -110,7 +113,12 @@ def _next_time(m, utlb):
             first = utlb * m.device[SMS_PER_UTLB]
             for sm in range(first, first + m.device[SMS_PER_UTLB]):
                 if m.sm[sm, S_QUEUE_COUNT] > 0:
-                    time = min(time, max(m.utlb[utlb, U_FREE], m.warp[m.slots[sm, QUEUE, m.sm[sm, S_QUEUE_HEAD]], W_READY]))
+                    time = min(
+                        time,
+                        max(
+                            m.utlb[utlb, U_FREE], m.warp[m.slots[sm, QUEUE, m.sm[sm, S_QUEUE_HEAD]], W_READY]
+                        ),
+                    )
     if m.utlb[utlb, U_REPLAYS_SEEN] < m.device[REPLAYS]:
         time = min(time, _arrival(m, utlb, m.utlb[utlb, U_REPLAYS_SEEN]))
     return time
@@ -172,7 +180,9 @@ def _retry(m, entries, utlb, time):
         m.warp[slot, W_PENDING] -= 1
         m.warp[slot, W_DATA] = max(m.warp[slot, W_DATA], time + m.device[ACCESS_LATENCY])
         m.utlb[utlb, U_FREE] = time + m.device[HIT_INTERVAL]
-        if m.warp[slot, W_PENDING] == 0 and (m.warp[slot, W_STATE] == WAITING or m.warp[slot, W_STATE] == ENDING):
+        if m.warp[slot, W_PENDING] == 0 and (
+            m.warp[slot, W_STATE] == WAITING or m.warp[slot, W_STATE] == ENDING
+        ):
             go_on(m, slot, time)
     else:
         to = m.utlb[utlb, U_RETRY_KEPT]

@@ -114,9 +114,8 @@ class Gpu:
     def read(self, get: int, past: int) -> FaultTrace:
         """Return the entries ``[get, past)``.  ValueError unless they are between GET and PUT."""
         if not int(self._counts[GET]) <= get <= past <= int(self._counts[PUT]):
-            raise ValueError(
-                f"entries must be within {int(self._counts[GET])} and {int(self._counts[PUT])} (got {get}, {past})"
-            )
+            first, last = int(self._counts[GET]), int(self._counts[PUT])
+            raise ValueError(f"entries must be within {first} and {last} (got {get}, {past})")
         at = np.arange(get, past) % self.buffer_entries
         entries = self._machine.faults[at]
         places = entries[:, F_PAGE]

@@ -34,9 +34,10 @@ REPLAY_TIMES = 31
 K_BLOCKS, K_THREADS, K_RESIDENCY = range(3)
 #: Columns of µTLBs: when it is free; the warp slot that it serves or -1; whether that one waits for room
 #: among the outstanding faults; the SM served last; replays that reached it; outstanding faults; of a
-#: retry under way the next one, the end, and those kept so far.
+#: retry under way the next one, the end, and those kept so far; how
+#: much later than the nearest one a replay reaches it.
 U_FREE, U_SERVING, U_BLOCKED, U_LAST_SM, U_REPLAYS_SEEN = range(5)
-U_OUT_COUNT, U_RETRY_NEXT, U_RETRY_END, U_RETRY_KEPT = range(5, 9)
+U_OUT_COUNT, U_RETRY_NEXT, U_RETRY_END, U_RETRY_KEPT, U_SKEW = range(5, 10)
 #: Columns of outstanding faults: the access, the warp slot, whether it was written into the buffer.
 O_ACCESS, O_SLOT, O_WRITTEN = range(3)
 #: Columns of SMs: its queue (a ring), warp slots and block slots that are free (stacks), threads held.
@@ -131,7 +132,8 @@ def machine(config: DeviceConfig, program: Program, npages: int, seed: int) -> M
     kernels[:, K_BLOCKS] = program.kernel_blocks
     kernels[:-1, K_THREADS] = program.kernel_threads
     kernels[:-1, K_RESIDENCY] = program.kernel_residency
-    utlb = zeros(utlbs, 9)
+    utlb = zeros(utlbs, 10)
+    utlb[:, U_SKEW] = np.random.default_rng(seed).integers(0, config.replay_skew_ns, utlbs, endpoint=True)
     utlb[:, U_SERVING] = -1
     sm = zeros(sms, 5)
     sm[:, S_FREE_WARPS_COUNT] = warps

@@ -29,7 +29,8 @@ class Program:
     it is done.  Block ``b`` has the warps ``[block_warps[b], block_warps[b + 1])``; warp ``w`` the accesses
     ``[warp_ops[w], warp_ops[w + 1])``; access ``o`` is of the kind ``op_access[o]``, waits as ``op_flags[o]``
     says (``OP_*``), and touches the pages ``pages[op_pages[o] : op_pages[o + 1]]``: numbers of
-    :class:`~gpuhmm.coalesce.areas.DeviceAreas`, lanes that share a page joined, in the order of lanes.
+    :class:`~gpuhmm.coalesce.areas.DeviceAreas`, lanes that share a line of 128 bytes joined, in the
+    order of lanes; a page stands as often as the access has lines in it.
 
     All offsets are int64 and begin at 0; ``pages`` is uint32, ``op_access`` and ``op_flags`` are uint8.
     """
@@ -91,7 +92,8 @@ class Program:
         if (warps > most).any():
             block = int(np.flatnonzero(warps > most)[0])
             raise ValueError(
-                f"block {block} must have at most {int(most[block])} warps by its threads (got {int(warps[block])})"
+                f"block {block} must have at most {int(most[block])} warps, by its threads"
+                f" (got {int(warps[block])})"
             )
 
     def touched(self, npages: int) -> npt.NDArray[np.bool_]:

@@ -41,7 +41,9 @@ def bfs(scale: int = 15, degree: int = 16, rmat: int = 1, block: int = 256, seed
         starts, ends, levels, depth, firsts, none, none.astype(np.uint8), none, none.astype(np.uint32), False
     )
     if max(counted) > _MOST:
-        raise ValueError(f"a search must have at most 2^27 accesses: give a smaller graph (got {max(counted)})")
+        raise ValueError(
+            f"a search must have at most 2^27 accesses: give a smaller graph (got {max(counted)})"
+        )
     warps = vertices // WARP_LANES * depth
     warp_ops = np.zeros(warps, dtype=np.int64)
     kind = np.zeros(counted[0], dtype=np.uint8)
@@ -105,12 +107,12 @@ def _search(starts, ends, root):
 
 
 @njit
-def _add(lanes, count, page):
-    """Add a page to those of an access unless it is there; return how many there are."""
+def _add(lanes, count, line):
+    """Add a line to those of an access unless it is there; return how many there are."""
     for at in range(count):
-        if lanes[at] == page:
+        if lanes[at] == line:
             return count
-    lanes[count] = page
+    lanes[count] = line
     return count + 1
 
 
@@ -121,7 +123,7 @@ def _emit(state, lanes, count, what, kind, op_pages, pages, store):
         kind[state[0]] = what
         op_pages[state[0]] = count
         for at in range(count):
-            pages[state[1] + at] = lanes[at]
+            pages[state[1] + at] = lanes[at] >> 5
     state[0] += 1
     state[1] += count
 
@@ -132,7 +134,7 @@ def _fill_search(starts, ends, levels, depth, firsts, warp_ops, kind, op_pages, 
     With ``store`` they are stored, too.
     """
     state = np.zeros(2, dtype=np.int64)
-    lanes = np.zeros(WARP_LANES, dtype=np.int64)
+    lanes = np.zeros(2 * WARP_LANES, dtype=np.int64)
     written = np.zeros(WARP_LANES, dtype=np.int64)
     waits = OP_WAITS << 4
     warps = len(levels) // WARP_LANES
@@ -140,14 +142,14 @@ def _fill_search(starts, ends, levels, depth, firsts, warp_ops, kind, op_pages, 
         for warp in range(warps):
             before = state[0]
             first = warp * WARP_LANES
-            lanes[0] = firsts[2] + (first * 4 >> 12)
+            lanes[0] = firsts[2] * 32 + (first * 4 >> 7)
             _emit(state, lanes, 1, ACCESS_READ, kind, op_pages, pages, store)
             most = 0
             count = 0
             for vertex in range(first, first + WARP_LANES):
                 if levels[vertex] == level:
-                    count = _add(lanes, count, firsts[0] + (vertex * 8 >> 12))
-                    count = _add(lanes, count, firsts[0] + ((vertex + 1) * 8 >> 12))
+                    count = _add(lanes, count, firsts[0] * 32 + (vertex * 8 >> 7))
+                    count = _add(lanes, count, firsts[0] * 32 + ((vertex + 1) * 8 >> 7))
                     most = max(most, starts[vertex + 1] - starts[vertex])
             if count > 0:
                 _emit(state, lanes, count, ACCESS_READ | waits, kind, op_pages, pages, store)
@@ -156,17 +158,17 @@ def _fill_search(starts, ends, levels, depth, firsts, warp_ops, kind, op_pages, 
                 for vertex in range(first, first + WARP_LANES):
                     edge = starts[vertex] + turn
                     if levels[vertex] == level and edge < starts[vertex + 1]:
-                        count = _add(lanes, count, firsts[1] + (edge * 4 >> 12))
+                        count = _add(lanes, count, firsts[1] * 32 + (edge * 4 >> 7))
                 _emit(state, lanes, count, ACCESS_READ | waits, kind, op_pages, pages, store)
                 count = 0
                 fresh = 0
                 for vertex in range(first, first + WARP_LANES):
                     edge = starts[vertex] + turn
                     if levels[vertex] == level and edge < starts[vertex + 1]:
-                        page = firsts[2] + (np.int64(ends[edge]) * 4 >> 12)
-                        count = _add(lanes, count, page)
+                        line = firsts[2] * 32 + (np.int64(ends[edge]) * 4 >> 7)
+                        count = _add(lanes, count, line)
                         if levels[ends[edge]] == level + 1:
-                            fresh = _add(written, fresh, page)
+                            fresh = _add(written, fresh, line)
                 _emit(state, lanes, count, ACCESS_READ | waits, kind, op_pages, pages, store)
                 if fresh > 0:
                     _emit(state, written, fresh, ACCESS_WRITE | waits, kind, op_pages, pages, store)

@@ -1,4 +1,4 @@
-"""Kernels from what every warp does in turn: lanes that share a page joined, offsets laid out."""
+"""Kernels from what every warp does in turn: lanes that share a line joined, offsets laid out."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from gpuhmm.coalesce.patterns.lanes import count_pages, fill_pages
 class Step:
     """One instruction of all warps of a kernel.
 
-    ``pages`` is int[warps, lanes], the page of each lane, -1 where a lane does not take part; lanes that go
-    to the same page anyway may stand for each other.
+    ``lines`` is int[warps, lanes], the line of 128 bytes (``rows.line_of``) that each lane goes to, -1 where
+    a lane does not take part; lanes that go to the same line anyway may stand for each other.
     """
 
-    pages: npt.NDArray[Any]
+    lines: npt.NDArray[Any]
     access: int = ACCESS_READ
     flags: int = 0
 
 
-def read(pages: npt.NDArray[Any], flags: int = 0) -> Step:
+def read(lines: npt.NDArray[Any], flags: int = 0) -> Step:
     """Return a load of every warp."""
-    return Step(pages, ACCESS_READ, flags)
+    return Step(lines, ACCESS_READ, flags)
 
 
-def write(pages: npt.NDArray[Any], flags: int = OP_WAITS) -> Step:
+def write(lines: npt.NDArray[Any], flags: int = OP_WAITS) -> Step:
     """Return a store of every warp, of what it loaded before."""
-    return Step(pages, ACCESS_WRITE, flags)
+    return Step(lines, ACCESS_WRITE, flags)
 
 
 @dataclass
@@ -51,7 +51,7 @@ def program(kernels: Sequence[Kernel]) -> Program:
     """Return kernels that run one after the other."""
     parts = [_kernel(kernel) for kernel in kernels]
     ops = [part[1] for part in parts]
-    warps = [len(kernel.steps[0].pages) for kernel in kernels]
+    warps = [len(kernel.steps[0].lines) for kernel in kernels]
     blocks = [-(-count // _warps(kernel)) for count, kernel in zip(warps, kernels, strict=True)]
     in_block = [
         np.minimum(np.arange(n, dtype=np.int64) * _warps(kernel) + _warps(kernel), count)
@@ -90,14 +90,14 @@ def _repeated(rows: Any) -> Any:
 
 def _kernel(kernel: Kernel) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     """Return the pages of all accesses, warp by warp, and how many each access has."""
-    warps, width = len(kernel.steps[0].pages), len(kernel.steps)
+    warps, width = len(kernel.steps[0].lines), len(kernel.steps)
     counts = np.zeros((warps, width), dtype=np.int64)
-    lanes = [np.ascontiguousarray(step.pages, dtype=np.int64) for step in kernel.steps]
-    for at, pages in enumerate(lanes):
-        count_pages(pages, counts, at)
+    lanes = [np.ascontiguousarray(step.lines, dtype=np.int64) for step in kernel.steps]
+    for at, lines in enumerate(lanes):
+        count_pages(lines, counts, at)
     flat = counts.reshape(-1)
     firsts = offsets(flat)[:-1].reshape(warps, width)
     made = np.zeros(int(flat.sum()), dtype=np.uint32)
-    for at, pages in enumerate(lanes):
-        fill_pages(pages, firsts, at, made)
+    for at, lines in enumerate(lanes):
+        fill_pages(lines, firsts, at, made)
     return made, flat

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.coalesce.device.program import OP_WAITS
 from gpuhmm.coalesce.patterns.grid import Kernel, program, read, write
 from gpuhmm.coalesce.patterns.parameters import power, whole
+from gpuhmm.coalesce.patterns.rows import run
 from gpuhmm.coalesce.patterns.workload import Arrays, Workload
 
 _ELEMENT = 8
@@ -16,8 +18,8 @@ def hpgmg(box: int = 64, boxes: int = 8, smooths: int = 2, coarsest: int = 4, pl
     """A V cycle: smooth and restrict down to boxes of ``coarsest``, then interpolate and smooth back up.
 
     ``boxes`` boxes of ``box`` cubed doubles, with one layer of ghosts around each, on every level half
-    as long.  The 7-point smoother reads u, the right-hand side f and the inverse diagonal d, and writes to t; the
-    next one goes from t to u.  Blocks are 32 x 4 threads over i and j, and march over ``planes`` of k.
+    as long.  The 7-point smoother reads u, the right-hand side f and the inverse diagonal d, and writes to t;
+    the next one goes from t to u.  Blocks are 32 x 4 threads over i and j, and march over ``planes`` of k.
     """
     box = power("box", box, 4, 512)
     boxes = whole("boxes", boxes, 1, 4096)
@@ -31,10 +33,11 @@ def hpgmg(box: int = 64, boxes: int = 8, smooths: int = 2, coarsest: int = 4, pl
         for name in "ufdt"
     }
     arrays = Arrays(**sizes)
-    down, up = [], []
+    down: list[Kernel] = []
+    up: list[Kernel] = []
     for level, side in enumerate(sides):
         sweep = [
-            _smooth(arrays, level, side, boxes, planes, "ut" if turn % 2 == 0 else "tu")
+            _smooth(arrays, level, side, boxes, planes, ("u", "t") if turn % 2 == 0 else ("t", "u"))
             for turn in range(smooths)
         ]
         down += sweep
@@ -60,24 +63,23 @@ class _Level:
         self.length = min(side, 32)
 
     def row(self, name: str, plane: int, dj: int = 0, dk: int = 0, wider: int = 0) -> npt.NDArray[np.int64]:
-        """Return the pages of the rows at a plane of the march: int64[warps, 2], -1 past the box."""
+        """Return the lines of the rows at a plane of the march: int64[warps, k], -1 past the box."""
         span = self.side + 2
         at = ((self.box * span + self.k + plane + dk + 1) * span + self.j + dj + 1) * span + self.i + 1
-        low = (at - wider) * _ELEMENT >> 12
-        high = ((at + self.length + wider) * _ELEMENT - 1) >> 12
-        pages = self.first[name] + np.stack((low, high), axis=1)
-        pages[self.j >= self.side] = -1
-        return pages
+        lines = run(self.first[name], (at - wider) * _ELEMENT, (self.length + 2 * wider) * _ELEMENT)
+        lines[self.j >= self.side] = -1
+        return lines
 
 
-def _smooth(arrays: Arrays, level: int, side: int, boxes: int, planes: int, names: str) -> Kernel:
+def _smooth(arrays: Arrays, level: int, side: int, boxes: int, planes: int, names: tuple[str, str]) -> Kernel:
     over = _Level(arrays, level, side, boxes, planes)
     source, target = names
     steps = []
     for plane in range(over.march):
         if plane == 0:
-            steps += [read(over.row(source, 0, dk=-1)), read(over.row(source, 0, wider=1))]
+            steps.append(read(over.row(source, 0, dk=-1)))
         steps += [
+            read(over.row(source, plane, wider=1)),
             read(over.row(source, plane, dk=1)),
             read(over.row(source, plane, dj=-1)),
             read(over.row(source, plane, dj=1)),
@@ -100,14 +102,12 @@ def _between(arrays: Arrays, level: int, side: int, boxes: int, planes: int, dow
             for dj in range(2):
                 k, j = (coarse.k + plane) * 2 + dk + 1, coarse.j * 2 + dj + 1
                 at = ((coarse.box * span + k) * span + j) * span + coarse.i * 2 + 1
-                low = at * _ELEMENT >> 12
-                high = ((at + coarse.length * 2) * _ELEMENT - 1) >> 12
-                pages = fine + np.stack((low, high), axis=1)
-                pages[coarse.j >= side // 2] = -1
-                rows.append(pages)
+                lines = run(fine, at * _ELEMENT, coarse.length * 2 * _ELEMENT)
+                lines[coarse.j >= side // 2] = -1
+                rows.append(lines)
         if down:
-            steps += [*(read(pages) for pages in rows), write(coarse.row("f", plane))]
+            steps += [*(read(lines) for lines in rows), write(coarse.row("f", plane))]
         else:
-            steps += [read(coarse.row("u", plane)), *(read(pages) for pages in rows)]
-            steps += [write(pages, flags=1 if at == 0 else 0) for at, pages in enumerate(rows)]
+            steps += [read(coarse.row("u", plane)), *(read(lines) for lines in rows)]
+            steps += [write(lines, flags=OP_WAITS if at == 0 else 0) for at, lines in enumerate(rows)]
     return Kernel(128, steps)

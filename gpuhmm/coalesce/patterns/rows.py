@@ -1,4 +1,4 @@
-"""Pages of the rows that warps go through: a run of bytes a warp, wherever it begins."""
+"""What warps touch, in lines of 128 bytes: that much a warp's load or store asks for at a time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Bytes of a line, lines of a page, as shifts.
+LINE_SHIFT, PAGE_LINES_SHIFT = 7, 5
+
+
+def line_of(first_page: int, offset: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the line of each byte ``offset`` of an array that begins at page ``first_page``."""
+    return np.asarray((first_page << PAGE_LINES_SHIFT) + (offset >> LINE_SHIFT), dtype=np.int64)
+
 
 def run(first_page: int, offset: npt.NDArray[Any], size: int) -> npt.NDArray[np.int64]:
-    """Return the pages of ``size`` bytes from each byte ``offset`` of an array on: int64[n, k].
+    """Return the lines of ``size`` bytes from each byte ``offset`` of an array on: int64[n, k].
 
-    The first page stands again where the last one would be past the end of the run.
+    The last line stands again where a run has fewer lines than others.
     """
-    low = offset >> 12
-    high = (offset + size - 1) >> 12
-    steps = np.arange(-(-(size - 1) // 4096) + 1, dtype=np.int64)
-    return first_page + np.minimum(low[:, None] + steps, high[:, None])
+    low, high = line_of(first_page, offset), line_of(first_page, offset + size - 1)
+    steps = np.arange(((size - 2) >> LINE_SHIFT) + 2, dtype=np.int64)
+    return np.minimum(low[:, None] + steps, high[:, None])

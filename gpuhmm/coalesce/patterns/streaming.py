@@ -8,6 +8,7 @@ from gpuhmm.coalesce.access import ACCESS_PREFETCH
 from gpuhmm.coalesce.device.config import WARP_LANES
 from gpuhmm.coalesce.patterns.grid import Kernel, Step, program, read, write
 from gpuhmm.coalesce.patterns.parameters import flag, whole
+from gpuhmm.coalesce.patterns.rows import line_of, run
 from gpuhmm.coalesce.patterns.workload import Arrays, Workload
 
 
@@ -21,7 +22,7 @@ def vector_add(pages: int = 32, block: int = 32, prefetch: int = 0) -> Workload:
     block = whole("block", block, 1, 1024)
     arrays = Arrays(a=pages << 12, b=pages << 12, c=pages << 12)
     lanes = _threads(pages, block)
-    a, b, c = (np.where(lanes < 0, -1, lanes + arrays.first[name]) for name in "abc")
+    a, b, c = (_pages(arrays.first[name], lanes) for name in "abc")
     ahead = [Step(array, ACCESS_PREFETCH) for array in (b, a, c)] if flag("prefetch", prefetch) else []
     return arrays.work(program([Kernel(block, [*ahead, read(b), read(a), write(c)])]))
 
@@ -35,8 +36,7 @@ def stream(size: int = 96 << 20, block: int = 1024, element: int = 8, repeats: i
     count = max(size // 3 // element // block, 1) * block
     arrays = Arrays(a=count * element, b=count * element, c=count * element)
     first = np.arange(count // WARP_LANES, dtype=np.int64) * (WARP_LANES * element)
-    lanes = np.stack((first >> 12, (first + WARP_LANES * element - 1) >> 12), axis=1)
-    a, b, c = (lanes + arrays.first[name] for name in "abc")
+    a, b, c = (run(arrays.first[name], first, WARP_LANES * element) for name in "abc")
     return arrays.work(program([Kernel(block, [read(b), read(c), write(a)])] * repeats))
 
 
@@ -68,7 +68,12 @@ def _one_page_a_thread(pages: int, block: int, order: np.ndarray) -> Workload:
     block = whole("block", block, 1, 1024)
     arrays = Arrays(a=pages << 12)
     lanes = _threads(pages, block)
-    return arrays.work(program([Kernel(block, [read(np.where(lanes < 0, -1, order[lanes]))])]))
+    return arrays.work(program([Kernel(block, [read(_pages(0, np.where(lanes < 0, -1, order[lanes])))])]))
+
+
+def _pages(first_page: int, pages: np.ndarray) -> np.ndarray:
+    """Return the first line of pages of an array, -1 for -1."""
+    return np.where(pages < 0, -1, line_of(first_page, pages << 12))
 
 
 def _threads(count: int, block: int) -> np.ndarray:

@@ -38,9 +38,8 @@ def sgemm(n: int = 2048, blocks: int = 0) -> Workload:
     if count * _WARPS * ops > 1 << 27:
         raise ValueError(f"a product must have at most 2^27 accesses: give fewer blocks (got {count} of {n})")
     kind = np.zeros((2, ops), dtype=np.uint8)
-    columns = _COLUMNS if n * 4 >= 4096 else -(-_COLUMNS * n * 4 // 4096) + 1
     counts = np.zeros(count * _WARPS * ops, dtype=np.int64)
-    pages = np.zeros(count * _WARPS * (steps + (ops - steps) * columns), dtype=np.uint32)
+    pages = np.zeros(count * _WARPS * (steps * 4 + (ops - steps + 3) * _COLUMNS), dtype=np.uint32)
     firsts = np.array([arrays.first[name] for name in "abc"], dtype=np.int64)
     used = fill_tiles(n, count, firsts, kind, counts, pages)
     warps = count * _WARPS
@@ -81,9 +80,10 @@ def _fill_tiles(n, count, firsts, kind, counts, pages):
             for k in range(0, n, STEP):
                 kind[0, at] = ACCESS_READ
                 kind[1, at] = OP_BARRIER if k > 0 else 0
-                pages[used] = firsts[0] + ((((k + warp) * n + row) * 4) >> 12)
-                counts[op] = 1
-                used += 1
+                for quarter in range(4):
+                    pages[used] = firsts[0] + ((((k + warp) * n + row) * 4 + quarter * 128) >> 12)
+                    used += 1
+                counts[op] = 4
                 at += 1
                 op += 1
                 changed = k == 0
@@ -94,26 +94,19 @@ def _fill_tiles(n, count, firsts, kind, counts, pages):
                         break  # all columns begin at a page
                 if changed:
                     kind[0, at] = ACCESS_READ
-                    before = -1
                     for other in range(mine, mine + _COLUMNS):
-                        page = ((other * n + k) * 4) >> 12
-                        if page != before:
-                            pages[used] = firsts[1] + page
-                            counts[op] += 1
-                            used += 1
-                        before = page
+                        pages[used] = firsts[1] + (((other * n + k) * 4) >> 12)
+                        used += 1
+                    counts[op] = _COLUMNS
                     at += 1
                     op += 1
             kind[0, at] = ACCESS_WRITE
             kind[1, at] = OP_WAITS
-            before = -1
             for other in range(mine, mine + _COLUMNS):
-                page = ((other * n + row) * 4) >> 12
-                if page != before:
-                    pages[used] = firsts[2] + page
-                    counts[op] += 1
+                for quarter in range(4):
+                    pages[used] = firsts[2] + (((other * n + row) * 4 + quarter * 128) >> 12)
                     used += 1
-                before = page
+            counts[op] = _COLUMNS * 4
             op += 1
     return used
 

@@ -45,8 +45,8 @@ def cufft(points: int = 1 << 22, radix: int = 256, blocks: int = 32) -> Workload
     def transform(name: str) -> list[Kernel]:
         made = [rows(name, turn) for turn in range(_EACH)]
         return [
-            Kernel(threads, [read(pages) for pages in made]),
-            Kernel(threads, [write(pages, flags=0) for pages in made]),
+            Kernel(threads, [read(lines) for lines in made]),
+            Kernel(threads, [write(lines, flags=0) for lines in made]),
         ]
 
     warp = np.arange(blocks * 8) * 32

@@ -14,6 +14,7 @@ from rich.console import Console
 import gpuhmm
 from gpuhmm.cli.bench import bench
 from gpuhmm.cli.capture import capture
+from gpuhmm.cli.coalesce import coalesce
 from gpuhmm.cli.faults import faults
 from gpuhmm.cli.info import info
 from gpuhmm.cli.map import draw_map
@@ -33,6 +34,7 @@ app.command("map")(draw_map)
 app.command()(verify)
 app.command()(bench)
 app.command()(faults)
+app.command()(coalesce)
 
 
 def _version(wanted: bool) -> None:

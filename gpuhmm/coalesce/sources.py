@@ -1,0 +1,124 @@
+"""Where the faults of an experiment come from: a recorded trace, or a pattern on a modelled GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuhmm.coalesce.areas import DeviceAreas
+from gpuhmm.coalesce.device.protocol import FaultingDevice
+from gpuhmm.coalesce.drivers.settings import parse_size
+
+if TYPE_CHECKING:
+    from gpuhmm.coalesce.device.config import DeviceConfig
+    from gpuhmm.coalesce.patterns.workload import Workload
+    from gpuhmm.coalesce.trace import FaultTrace
+
+
+def device_of(source: str, config: DeviceConfig, seed: int) -> FaultingDevice:
+    """Return a new device: one that repeats a trace, or one that runs a pattern.
+
+    ValueError for a source that is neither, for parameters that a pattern does not have, and for a trace that
+    cannot be; OSError for one that cannot be read.
+    """
+    if is_pattern(source):
+        from gpuhmm.coalesce.device.gpu import Gpu
+
+        work = _workload(source)
+        return Gpu(config, work.program, DeviceAreas(work.areas.areas), seed)
+    from gpuhmm.coalesce.device.recorded import RecordedDevice
+
+    return RecordedDevice(_trace(*_stamp(source)), config=config)
+
+
+def is_pattern(source: str) -> bool:
+    """Return True for a pattern and False for a trace file; errors as for :func:`device_of`."""
+    from gpuhmm.coalesce.patterns import PATTERNS
+
+    name = source.partition(":")[0]
+    if name in PATTERNS:
+        return True
+    if not os.path.exists(source):
+        raise ValueError(f"{source}: there is no such trace file and no such pattern ({', '.join(PATTERNS)})")
+    if not os.path.isfile(source):
+        raise ValueError(f"{source} must be a trace file or a pattern ({', '.join(PATTERNS)})")
+    return False
+
+
+def source_name(source: str) -> str:
+    """Return a short name: that of the pattern, or of the file without its folder and suffix."""
+    return source.partition(":")[0] if is_pattern(source) else Path(source).stem
+
+
+def source_identity(source: str) -> dict[str, Any]:
+    """Return what determines the faults: a pattern with all its parameters, or the digest of a trace."""
+    if not is_pattern(source):
+        return {"trace": _digest(*_stamp(source))}
+    builder, parameters = _pattern(source)
+    bound = inspect.signature(builder).bind(**parameters)
+    bound.apply_defaults()
+    return {"pattern": source.partition(":")[0], "parameters": dict(bound.arguments)}
+
+
+def pattern_parameters(name: str) -> dict[str, Any]:
+    """Return the parameters of a pattern with their defaults."""
+    from gpuhmm.coalesce.patterns import PATTERNS
+
+    return {one.name: one.default for one in inspect.signature(PATTERNS[name]).parameters.values()}
+
+
+def _pattern(source: str) -> tuple[Callable[..., Workload], dict[str, Any]]:
+    """Return the builder of a pattern and the parameters that were given, converted as their defaults are."""
+    from gpuhmm.coalesce.patterns import PATTERNS
+
+    name, _, words = source.partition(":")
+    known = pattern_parameters(name)
+    given: dict[str, Any] = {}
+    for word in words.split(",") if words else []:
+        parameter, equals, value = word.partition("=")
+        if not equals or parameter not in known:
+            has = ", ".join(f"{one}={default}" for one, default in known.items())
+            raise ValueError(f"{name} has the parameters {has} (got {word!r})")
+        if parameter in given:
+            raise ValueError(f"{parameter} of {name} is given more than once")
+        given[parameter] = _value(f"{parameter} of {name}", value, known[parameter])
+    return PATTERNS[name], given
+
+
+def _value(name: str, word: str, default: object) -> object:
+    if isinstance(default, str):
+        return word
+    try:
+        return float(word) if isinstance(default, float) else parse_size(word)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, which may end in K, M or G (got {word!r})") from None
+
+
+@lru_cache(maxsize=1)
+def _workload(source: str) -> Workload:
+    builder, parameters = _pattern(source)
+    return builder(**parameters)
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    """Return a file's path and what changes when it does."""
+    status = os.stat(path)
+    return path, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=4)
+def _digest(path: str, changed: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _trace(path: str, changed: int, size: int) -> FaultTrace:
+    from gpuhmm.coalesce.readers import read_trace
+
+    return read_trace(path)

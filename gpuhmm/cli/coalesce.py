@@ -20,7 +20,7 @@ _SOURCE = (
     "A trace file (Parquet, CSV or log of uvm-eval, SQLite export of nsys), or a pattern with parameters, as "
     "stream or sgemm:n=4096."
 )
-_DRIVER = "Drivers, with commas between [default: all but free; for a sweep free]."
+_DRIVER = "Drivers, with commas between; all but free without any, and free for a sweep."
 _SET = "A setting of the drivers, as window=64K or uvm.batch=512; may be given more than once."
 _DEVICE_SET = "A setting of the device, as fault_interval_ns=20; may be given more than once."
 _COST = "A time of the cost model in ns, as page=1000; may be given more than once."
@@ -30,11 +30,11 @@ _SWEEP = (
     "Run every combination: batch=64..4096,window=4K..2M (powers of two), request=access|vma (words); "
     "device.NAME sweeps a setting of the device."
 )
-_FOLDER = "Where finished points of a sweep are kept [default: NAME-sweep here, after the source]."
+_FOLDER = "Where finished points of a sweep are kept; else in NAME-sweep here, after the source."
 
 
 def coalesce(
-    source: Annotated[str, typer.Argument(help=_SOURCE)],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCE)],
     driver: Annotated[str | None, typer.Option(metavar="NAME,...", help=_DRIVER)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_SET)] = None,
     device: Annotated[str, typer.Option(help="The device that faults.")] = "titan-v",
@@ -51,10 +51,11 @@ def coalesce(
     max_batches: Annotated[int | None, typer.Option(min=1, help="End a run after that many batches.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=_OUT)] = None,
     perfetto: Annotated[
-        Path | None, typer.Option(help="Write a trace for ui.perfetto.dev (.pftrace); needs gpuhmm[out].")
+        Path | None,
+        typer.Option(help="Write a trace for ui.perfetto.dev (.pftrace); needs the package perfetto."),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw it (.png, .svg, .pdf); needs gpuhmm[out].")
+        Path | None, typer.Option(help="Draw it (.png, .svg, .pdf); needs matplotlib.")
     ] = None,
     sweep: Annotated[str | None, typer.Option(metavar="AXES", help=_SWEEP)] = None,
     sweep_folder: Annotated[Path | None, typer.Option(help=_FOLDER)] = None,
@@ -176,29 +177,29 @@ def _run_all(experiments: list[Experiment], *, timeline: bool) -> list[CoalesceR
     from gpuhmm.coalesce.timeline import Timeline
 
     runs = []
-    with _bar(None) as show:
+    with _bar() as show:
         for one in experiments:
-            show(f"{one.driver}: preparing the memory", 0)
+            show(f"{one.driver}: preparing the memory", 0, None)
 
             def progress(batches: int, name: str = one.driver) -> None:
-                show(f"{name}: {batches:,} batches", 0)
+                show(f"{name}: {batches:,} batches", 0, None)
 
             runs.append(one.run(timeline=Timeline(keep=timeline), progress=progress))
     return runs
 
 
 @contextmanager
-def _bar(total: int | None) -> Iterator[Callable[[str, int], None]]:
-    """Yield what moves a progress bar on standard error: words, and how many of ``total`` are done."""
+def _bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Yield what moves a progress bar on standard error: words, how many are done, and of how many."""
     from rich.console import Console
     from rich.progress import Progress
 
     messages = Console(stderr=True)
     with Progress(console=messages, transient=True, disable=not messages.is_terminal) as bar:
-        task = bar.add_task("", total=total)
+        task = bar.add_task("", total=None)
 
-        def show(words: str, done: int) -> None:
-            bar.update(task, description=words, completed=done)
+        def show(words: str, done: int, total: int | None) -> None:
+            bar.update(task, description=words, completed=done, total=total)
 
         yield show
 
@@ -287,11 +288,11 @@ def _sweep(
         check_drawable(axes)
     target = folder or Path(f"{source_name(experiment.source)}-sweep")
     heard = [0, 0]
-    with _bar(None) as show:
+    with _bar() as show:
 
         def progress(done: int, total: int) -> None:
             heard[:] = done, total
-            show(f"{done:,} of {total:,} points", done)
+            show(f"{done:,} of {total:,} points", done, total)
 
         try:
             made = sweep(experiment, axes, target, jobs=jobs, progress=progress)

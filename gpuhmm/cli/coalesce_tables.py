@@ -94,12 +94,12 @@ def print_runs(experiments: list[Experiment], runs: list[CoalesceRun]) -> None:
     lines = [
         "",
         f"{first.source} on {first.device}; memory before: {LAYOUTS[first.layout].words}; {first.kernel}",
-        f"walked by the {info.name} back end ({info.device}) in {sum(run.seconds for run in runs):.3g} s",
+        f"walked by the {info.name} back end ({info.device}); took {sum(run.seconds for run in runs):.3g} s",
         f"times by the cost model {costs.name}, not a prediction; {costs.source}",
     ]
     if first.cpu is not None:
         lines.append(f"the CPU beside: {first.cpu} (operation, times a millisecond, pages)")
-    lines += [f"{run.driver}: follows {run.source}" for run in runs]
+    lines += [f"rules of {run.driver}: {run.source}" for run in runs]
     lines += [f"{run.driver}: ended by --max-batches" for run in runs if not run.finished]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -151,9 +151,10 @@ def print_sweep(made: Sweep) -> None:
     if len(made.rows) > _PRINTED:
         console.print(f"and {len(made.rows) - _PRINTED:,} more; --out writes them all")
     for row in made.rows:
-        if row.get("error"):
+        text = row.get("livelock")
+        if text:
             where = ", ".join(f"{name}={row[name]}" for name in made.axes)
-            console.print(f"{where}: {row['error']}", markup=False, soft_wrap=True)
+            console.print(f"{where}: {text}", markup=False, soft_wrap=True)
     costs = made.experiment.costs_of()
     console.print(
         f"model time by the cost model {costs.name}, not a prediction", markup=False, soft_wrap=True

@@ -29,7 +29,7 @@ _RED, _BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = (
 )
 
 #: Rows and columns of a heat map at most.
-_ROWS, _COLUMNS = 192, 240
+_ROWS, _COLUMNS = 128, 160
 #: Bars of duplicates at most.
 _BARS = 60
 _BLOCK_PAGES = 1 << (BLOCK_SHIFT - 12)
@@ -76,14 +76,14 @@ def draw_runs(path: str | os.PathLike[str], runs: Sequence[CoalesceRun], title: 
         raise ValueError("a picture needs at least one run")
     check_picture_suffix(path)
     figure = figure_class()(figsize=(19, 0.7 + 3.4 * len(runs)), layout="constrained")
-    figure.suptitle(_ascii(title), fontsize=12)
+    figure.suptitle(_ascii(title), fontsize=12, parse_math=False)
     rows = figure.subplots(len(runs), 4, squeeze=False, width_ratios=(1.15, 0.85, 1, 1.3))
     for run, axes in zip(runs, rows, strict=True):
         faults, batch_of = run.timeline.faults(), run.timeline.batch_of_faults()
         _draw_batches(axes[0], run)
         _draw_blocks(axes[1], faults, batch_of)
         _draw_duplicates(axes[2], run.batches)
-        _draw_addresses(figure, axes[3], faults)
+        _draw_addresses(figure, axes[3], faults, _time_limits(run))
         axes[0].set_ylabel(f"{run.driver}\n\nfaults of a batch", fontsize=10)
         for axis in axes:
             axis.tick_params(labelsize=8)
@@ -103,12 +103,20 @@ def _draw_batches(axis: Any, run: CoalesceRun) -> None:
     if np.array_equal(table["raw"], table["coalesced"]):
         del shown[1]
     size = 14 if len(table) < 200 else 4
-    for name, colour, words in shown:
-        axis.scatter(at, table[name], s=size, color=colour, label=words, linewidths=0, rasterized=True)
+    for place, (name, colour, words) in enumerate(shown):
+        # What lies under another is larger, and is still seen where both are equal.
+        wide = size * 2 ** (len(shown) - 1 - place)
+        axis.scatter(at, table[name], s=wide, color=colour, label=words, linewidths=0, rasterized=True)
     axis.set_ylim(0, 1.25 * max(int(table["raw"].max(initial=1)), 1))
-    axis.set_xlim(0, max(run.model_ns / 1e6, 1e-6))
+    axis.set_xlim(*_time_limits(run))
     axis.set_xlabel("model time, ms", fontsize=9)
     axis.legend(fontsize=8, loc="upper right", ncols=3, frameon=False, handletextpad=0.2)
+
+
+def _time_limits(run: CoalesceRun) -> tuple[float, float]:
+    """Return the model's ms from a little before the start to a little beyond the end."""
+    last = max(run.model_ns / 1e6, 1e-6)
+    return -0.02 * last, 1.02 * last
 
 
 def _draw_blocks(axis: Any, faults: FaultTrace, batch_of: npt.NDArray[np.uint32]) -> None:
@@ -190,7 +198,7 @@ def squeezed(faults: FaultTrace) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return rows, addresses, [int(at) + 1 for at in np.flatnonzero(np.diff(blocks) != 1)]
 
 
-def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace) -> None:
+def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace, limits: tuple[float, float]) -> None:
     rows, blocks, gaps = squeezed(faults)
     axis.set_xlabel("model time, ms", fontsize=9)
     if not len(faults):
@@ -205,23 +213,28 @@ def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace) -> None:
         times,
         rows,
         bins=(_COLUMNS, bins),
-        range=((0, max(float(times[-1]), 1e-6) * (1 + 1e-9)), (0, bins * per_row)),
+        range=(limits, (0, bins * per_row)),
     )
     from matplotlib.colors import LogNorm
 
     seen = np.ma.masked_equal(counts.T, 0)
-    most = max(float(counts.max()), 2.0)
-    mesh = axis.pcolormesh(x, y, seen, norm=LogNorm(1, most), cmap="viridis", rasterized=True)
-    figure.colorbar(mesh, ax=axis, pad=0.01).set_label("faults", fontsize=8)
+    most = max(int(counts.max()), 2)
+    mesh = axis.pcolormesh(x, y, seen, norm=LogNorm(1, most), cmap="viridis_r", rasterized=True)
+    bar = figure.colorbar(mesh, ax=axis, pad=0.01)
+    ticks = [1, *(tick for tick in (2, 5, 10, 100, 1000, 10**4, 10**5, 10**6) if tick <= most)]
+    bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+    bar.minorticks_off()
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(f"faults; a cell: {per_row * 4:,} KiB, {x[1] - x[0]:.3g} ms", fontsize=8)
     if len(gaps) <= 24:
         for gap in gaps:
             axis.axhline(gap * _BLOCK_PAGES, color=_RED, linewidth=0.5)
-    ticks = np.unique(np.linspace(0, len(blocks) - 1, 6).astype(np.int64))
-    axis.set_yticks(ticks * _BLOCK_PAGES, [f"{int(blocks[tick]):#x}" for tick in ticks])
+    shown = np.unique(np.linspace(0, len(blocks) - 1, 6).astype(np.int64))
+    axis.set_yticks(shown * _BLOCK_PAGES, [f"{int(blocks[place]):#x}" for place in shown])
     axis.set_ylim(0, pages)
     axis.set_ylabel("address; red: a gap left out" if 0 < len(gaps) <= 24 else "address", fontsize=9)
 
 
 def _ascii(text: str) -> str:
-    """Return text that every font has, without what Matplotlib takes for formulas."""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in text).replace("$", r"\$")
+    """Return text that every font has."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)

@@ -31,7 +31,7 @@ class Sweep:
 
     ``rows`` has a dict for each: the value of each axis, and what was counted
     (:func:`gpuhmm.coalesce.batches.totals`, the counters of the device as ``device_*``, ``model_ns``,
-    ``finished``, ``backend``, ``seconds`` of the run that made it, and ``error``, empty but for a driver
+    ``finished``, ``backend``, ``seconds`` of the run that made it, and ``livelock``, empty but for a driver
     that came to no end).  ``ran`` counts the points that were run now, ``found`` those that were there.
     """
 
@@ -149,7 +149,7 @@ def run_point(folder: Path, key: str, experiment: Experiment) -> dict[str, Any]:
     try:
         run = experiment.run()
     except LivelockError as error:
-        row: dict[str, Any] = {"error": str(error)}
+        row: dict[str, Any] = {"livelock": str(error)}
     else:
         row = {
             **run.totals,
@@ -158,7 +158,7 @@ def run_point(folder: Path, key: str, experiment: Experiment) -> dict[str, Any]:
             "finished": run.finished,
             "backend": run.backend,
             "seconds": run.seconds,
-            "error": "",
+            "livelock": "",
         }
     saved = {"key": key, "experiment": experiment.identity(), "row": row}
     with whole_file(_file(folder, key)) as partial:

@@ -131,6 +131,8 @@ def print_sweep(made: Sweep) -> None:
     """Print the first points of a sweep, a row each."""
     from rich.table import Table
 
+    from gpuhmm.coalesce.axes import value_words
+
     table = Table(box=None, pad_edge=False)
     shown = {
         "batches": ("batches", "count"),
@@ -144,9 +146,10 @@ def print_sweep(made: Sweep) -> None:
     }
     for name in (*made.axes, *shown):
         table.add_column(name, justify="right", no_wrap=True)
+    words = {name: dict(zip(values, value_words(values), strict=True)) for name, values in made.axes.items()}
     for row in made.rows[:_PRINTED]:
         cells = [_cell(row[name], kind) if name in row else "-" for name, kind in shown.values()]
-        table.add_row(*(f"{row[name]}" for name in made.axes), *cells)
+        table.add_row(*(words[name][row[name]] for name in made.axes), *cells)
     console = print_table(table)
     if len(made.rows) > _PRINTED:
         console.print(f"and {len(made.rows) - _PRINTED:,} more; --out writes them all")

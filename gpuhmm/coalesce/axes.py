@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from gpuhmm.byte_size import byte_size
 from gpuhmm.coalesce.drivers.settings import parse_size
 
 #: Points that a sweep may have.
@@ -68,3 +69,9 @@ def check_axes(axes: Mapping[str, Sequence[str | int]]) -> int:
         shape = " x ".join(f"{len(values)}" for values in axes.values())
         raise ValueError(f"a sweep may have at most {MAX_POINTS:,} points (got {points:,}: {shape})")
     return points
+
+
+def value_words(values: Sequence[str | int]) -> list[str]:
+    """Return the values of an axis in words; an axis that goes beyond 64 Ki is taken for one of sizes."""
+    sizes = any(isinstance(value, int) and value > 1 << 16 for value in values)
+    return [byte_size(value) if sizes and isinstance(value, int) else f"{value}" for value in values]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from gpuhmm.coalesce.drivers.settings import parse_size
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.device.config import DeviceConfig
-    from gpuhmm.coalesce.patterns.workload import Workload
+    from gpuhmm.coalesce.patterns import Workload
     from gpuhmm.coalesce.trace import FaultTrace
 
 
@@ -59,50 +57,43 @@ def source_identity(source: str) -> dict[str, Any]:
     """Return what determines the faults: a pattern with all its parameters, or the digest of a trace."""
     if not is_pattern(source):
         return {"trace": _digest(*_stamp(source))}
-    builder, parameters = _pattern(source)
-    bound = inspect.signature(builder).bind(**parameters)
-    bound.apply_defaults()
-    return {"pattern": source.partition(":")[0], "parameters": dict(bound.arguments)}
+    name, given = _pattern(source)
+    return {"pattern": name, "parameters": {**_parameters(name), **given}}
 
 
-def pattern_parameters(name: str) -> dict[str, Any]:
-    """Return the parameters of a pattern with their defaults."""
+def _parameters(name: str) -> dict[str, int]:
     from gpuhmm.coalesce.patterns import PATTERNS
 
-    return {one.name: one.default for one in inspect.signature(PATTERNS[name]).parameters.values()}
+    return PATTERNS[name].parameters
 
 
-def _pattern(source: str) -> tuple[Callable[..., Workload], dict[str, Any]]:
-    """Return the builder of a pattern and the parameters that were given, converted as their defaults are."""
-    from gpuhmm.coalesce.patterns import PATTERNS
-
+def _pattern(source: str) -> tuple[str, dict[str, int]]:
+    """Return the name of a pattern and the parameters that were given."""
     name, _, words = source.partition(":")
-    known = pattern_parameters(name)
-    given: dict[str, Any] = {}
+    known = _parameters(name)
+    given: dict[str, int] = {}
     for word in words.split(",") if words else []:
-        parameter, equals, value = word.partition("=")
-        if not equals or parameter not in known:
+        parameter, _, value = (piece.strip() for piece in word.partition("="))
+        if not value or parameter not in known:
             has = ", ".join(f"{one}={default}" for one, default in known.items())
             raise ValueError(f"{name} has the parameters {has} (got {word!r})")
         if parameter in given:
             raise ValueError(f"{parameter} of {name} is given more than once")
-        given[parameter] = _value(f"{parameter} of {name}", value, known[parameter])
-    return PATTERNS[name], given
-
-
-def _value(name: str, word: str, default: object) -> object:
-    if isinstance(default, str):
-        return word
-    try:
-        return float(word) if isinstance(default, float) else parse_size(word)
-    except ValueError:
-        raise ValueError(f"{name} must be a number, which may end in K, M or G (got {word!r})") from None
+        try:
+            given[parameter] = parse_size(value)
+        except ValueError:
+            raise ValueError(
+                f"{parameter} of {name} must be a whole number, which may end in K, M or G (got {value!r})"
+            ) from None
+    return name, given
 
 
 @lru_cache(maxsize=1)
 def _workload(source: str) -> Workload:
-    builder, parameters = _pattern(source)
-    return builder(**parameters)
+    from gpuhmm.coalesce.patterns import PATTERNS
+
+    name, given = _pattern(source)
+    return PATTERNS[name](**given)
 
 
 def _stamp(path: str) -> tuple[str, int, int]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuhmm.byte_size import byte_size
-from gpuhmm.coalesce.axes import Axes
+from gpuhmm.coalesce.axes import Axes, value_words
 from gpuhmm.coalesce.pictures import check_picture_suffix, figure_class, save
 from gpuhmm.coalesce.sweep import Sweep
 
@@ -76,7 +75,7 @@ def _value(name: str, value: Any) -> float:
 def _line(panel: Any, values: Any, name: str, axes: Axes) -> None:
     places = range(len(values))
     panel.plot(places, values, marker="o")
-    panel.set_xticks(places, _labels(axes[name]), fontsize=8, rotation=45 if len(values) > 8 else 0)
+    panel.set_xticks(places, value_words(axes[name]), fontsize=8, rotation=45 if len(values) > 8 else 0)
     panel.set_xlabel(name, fontsize=9)
     top = np.nanmax(values) if np.isfinite(values).any() else 0
     panel.set_ylim(0, 1.08 * top or 1)
@@ -90,7 +89,7 @@ def _heat_map(figure: Any, panel: Any, values: Any, names: list[str], axes: Axes
         (panel.set_xticks, panel.set_xlabel, names[0]),
         (panel.set_yticks, panel.set_ylabel, names[1]),
     ):
-        labels = _labels(axes[name])
+        labels = value_words(axes[name])
         set_ticks(range(len(labels)), labels, fontsize=8)
         set_label(name, fontsize=9)
     if len(values) > 8:
@@ -110,9 +109,3 @@ def _short(value: float) -> str:
         if value >= 10 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.4g}"
-
-
-def _labels(values: Sequence[str | int]) -> list[str]:
-    """Return values in words: those of an axis of sizes with their units."""
-    sizes = any(isinstance(value, int) and value > 1 << 16 for value in values)
-    return [byte_size(value) if sizes and isinstance(value, int) else f"{value}" for value in values]

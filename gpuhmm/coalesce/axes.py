@@ -72,6 +72,7 @@ def check_axes(axes: Mapping[str, Sequence[str | int]]) -> int:
 
 
 def value_words(values: Sequence[str | int]) -> list[str]:
-    """Return the values of an axis in words; an axis that goes beyond 64 Ki is taken for one of sizes."""
-    sizes = any(isinstance(value, int) and value > 1 << 16 for value in values)
+    """Return the values of an axis in words: as sizes if they are whole pages and reach beyond 64 KiB."""
+    numbers = [value for value in values if isinstance(value, int)]
+    sizes = max(numbers, default=0) > 1 << 16 and not any(value % 4096 for value in numbers)
     return [byte_size(value) if sizes and isinstance(value, int) else f"{value}" for value in values]

@@ -131,7 +131,8 @@ def _draw_blocks(axis: Any, faults: FaultTrace, batch_of: npt.NDArray[np.uint32]
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xlabel("of a VA block in a batch", fontsize=9)
     axis.set_ylabel("VA blocks", fontsize=9)
-    axis.legend(fontsize=8, frameon=False)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8, framealpha=0.85)
 
 
 def faults_of_blocks(
@@ -180,6 +181,7 @@ def _draw_duplicates(axis: Any, table: npt.NDArray[np.void]) -> None:
     axis.set_xlim(0, max(count, 1))
     axis.set_ylim(0, 100)
     axis.set_xlabel("batch", fontsize=9)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("%", fontsize=9)
     if count:
         axis.legend(fontsize=8, loc="lower right", framealpha=0.85)

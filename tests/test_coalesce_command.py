@@ -111,6 +111,12 @@ def test_an_end_by_max_batches_is_said():
     assert "free: ended by --max-batches" in done.stdout
 
 
+def test_a_trace_file_has_the_buffer_of_the_device(trace):
+    short = report(trace, "--driver", "free", "--device-set", "buffer_entries=16")["runs"][0]
+    assert short["device"]["overflows"] > 0
+    assert "a recorded trace" in run(trace, "--driver", "free").stdout
+
+
 def test_a_trace_file(trace):
     (one,) = report(trace, "--driver", "free")["runs"]
     assert one["totals"]["pages_mapped"] == 120
@@ -245,6 +251,8 @@ def test_wrong_calls(wrong, tmp_path):
         ((*FREE, "--set", "uvm.batch=3"), "a driver that does not run"),
         ((*FREE, "--set", "free.colour=3"), "no driver has the setting 'free.colour'"),
         ((*FREE, "--set", "batch=few"), "batch must be a whole number"),
+        (("TRACE", "--driver", "free", "--device-set", "sms=40"), "of a device that repeats a trace"),
+        (("TRACE", "--driver", "free", "--sweep", "device.sms=40..80"), "of a device that repeats a trace"),
         ((*FREE, "--device", "abacus"), "a device must be one of"),
         ((*FREE, "--device-set", "wheels=3"), "a device has the fields"),
         ((*FREE, "--device-set", "sms=many"), "sms must be a whole number"),
@@ -262,11 +270,11 @@ def test_wrong_calls(wrong, tmp_path):
         ((*FREE, "--sweep", "batch=1..1M,window=4K..1G,timeout_ms=1..1G"), "at most 10,000 points"),
     ],
 )
-def test_bad_input(wrong, words, tmp_path):
-    done = run(*wrong)
+def test_bad_input(wrong, words, trace, tmp_path):
+    done = run(*(trace if word == "TRACE" else word for word in wrong))
     assert isinstance(done.exception, ValueError), done.output
     assert words in str(done.exception)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [trace.name]
 
 
 def test_one_line_for_what_a_user_can_mend():

@@ -158,7 +158,6 @@ def _experiments(
 
     from gpuhmm.coalesce.drivers import DRIVERS
     from gpuhmm.coalesce.experiment import FREE, default_drivers, settings_of_drivers
-    from gpuhmm.coalesce.sources import is_pattern
 
     drivers = [name.strip() for name in names.split(",")] if names is not None else []
     for name in drivers:
@@ -169,7 +168,6 @@ def _experiments(
     made = [replace(experiment, driver=name, settings=tuple(settings[name].items())) for name in drivers]
     for one in made:
         one.check()
-    is_pattern(experiment.source)
     return made
 
 

@@ -76,6 +76,7 @@ def print_runs(experiments: list[Experiment], runs: list[CoalesceRun]) -> None:
     from rich.table import Table
 
     from gpuhmm.backends import resolve_backend
+    from gpuhmm.coalesce.sources import is_pattern
     from gpuhmm.layouts import LAYOUTS
 
     table = Table(box=None, pad_edge=False)
@@ -91,9 +92,10 @@ def print_runs(experiments: list[Experiment], runs: list[CoalesceRun]) -> None:
     console = print_table(table)
     first, info = experiments[0], resolve_backend(experiments[0].backend)
     costs = runs[0].costs
+    where = f" on {first.device}" if is_pattern(first.source) else ", a recorded trace"
     lines = [
         "",
-        f"{first.source} on {first.device}; memory before: {LAYOUTS[first.layout].words}; {first.kernel}",
+        f"{first.source}{where}; memory before: {LAYOUTS[first.layout].words}; {first.kernel}",
         f"walked by the {info.name} back end ({info.device}); took {sum(run.seconds for run in runs):.3g} s",
         f"times by the cost model {costs.name}, not a prediction; {costs.source}",
     ]

@@ -16,7 +16,7 @@ from gpuhmm.coalesce.cpu import CpuActivity
 from gpuhmm.coalesce.device.protocol import FaultingDevice
 from gpuhmm.coalesce.drivers import DRIVERS, Driver, driver_named
 from gpuhmm.coalesce.run import CoalesceRun, coalesce
-from gpuhmm.coalesce.sources import device_of, source_identity
+from gpuhmm.coalesce.sources import check_device_settings, device_of, source_identity
 from gpuhmm.coalesce.spaces import spaces_over
 from gpuhmm.coalesce.timeline import Timeline
 from gpuhmm.layouts import layout_named
@@ -40,7 +40,8 @@ class Experiment:
     or ``operation:per_ms:pages``.  ``make_device`` makes the device in another way: a function of a module.
 
     ValueError where something of it is unknown or cannot be, OSError for a trace that cannot be read, when
-    it is first needed; :meth:`check` looks at everything but the source.
+    it is first needed; :meth:`check` looks at everything but the parameters of a pattern and the faults of
+    a trace.
     """
 
     source: str
@@ -69,10 +70,11 @@ class Experiment:
         return replace(self, settings=tuple(ours.items()), device_settings=tuple(device.items()))
 
     def check(self) -> None:
-        """ValueError unless driver, settings, device, layout, kernel, costs, CPU and back end can be."""
+        """ValueError unless source, driver, settings, device, layout, costs, CPU and back end can be."""
         self.driver_of()
         if self.make_device is None:
             self.device_config()
+            check_device_settings(self.source, dict(self.device_settings))
         layout_named(self.layout)
         kernel_profile(self.kernel)
         self.costs_of()

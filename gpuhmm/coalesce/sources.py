@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,21 @@ def device_of(source: str, config: DeviceConfig, seed: int) -> FaultingDevice:
         return Gpu(config, work.program, DeviceAreas(work.areas.areas), seed)
     from gpuhmm.coalesce.device.recorded import RecordedDevice
 
-    return RecordedDevice(_trace(*_stamp(source)), config=config)
+    settings = {name: getattr(config, name) for name in RECORDED_SETTINGS}
+    return RecordedDevice(_trace(*_stamp(source)), **settings)
+
+
+#: What of a device's configuration a recorded trace has.
+RECORDED_SETTINGS = ("buffer_entries", "replay_latency_ns")
+
+
+def check_device_settings(source: str, names: Iterable[str]) -> None:
+    """ValueError for a setting of the device that a recorded trace does not have; else as :func:`device_of`."""
+    if not is_pattern(source):
+        for name in names:
+            if name not in RECORDED_SETTINGS:
+                known = ", ".join(RECORDED_SETTINGS)
+                raise ValueError(f"of a device that repeats a trace one can set {known} (got {name!r})")
 
 
 def is_pattern(source: str) -> bool:

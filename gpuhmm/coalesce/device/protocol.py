@@ -39,13 +39,17 @@ class FaultingDevice(Protocol):
     """
 
     areas: DeviceAreas
-    counters: DeviceCounters
     #: GPC, µTLB and SM numbers of the device are below these.
     gpcs: int
     utlbs: int
     sms: int
     #: Entries that the buffer holds.
     buffer_entries: int
+
+    @property
+    def counters(self) -> DeviceCounters:
+        """What the device did so far."""
+        ...
 
     def next_fault(self, now: int, until: int | None = None) -> int | None:
         """Let the device go on from ``now`` until an entry is at or beyond GET; return when it was written.

@@ -41,7 +41,7 @@ RECORDED_SETTINGS = ("buffer_entries", "replay_latency_ns")
 
 
 def check_device_settings(source: str, names: Iterable[str]) -> None:
-    """ValueError for a setting of the device that a recorded trace does not have; else as :func:`device_of`."""
+    """ValueError for a setting that a recorded trace does not have; other errors as of :func:`device_of`."""
     if not is_pattern(source):
         for name in names:
             if name not in RECORDED_SETTINGS:

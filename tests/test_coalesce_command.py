@@ -252,7 +252,7 @@ def test_wrong_calls(wrong, tmp_path):
         ((*FREE, "--set", "free.colour=3"), "no driver has the setting 'free.colour'"),
         ((*FREE, "--set", "batch=few"), "batch must be a whole number"),
         (("TRACE", "--driver", "free", "--device-set", "sms=40"), "of a device that repeats a trace"),
-        (("TRACE", "--driver", "free", "--sweep", "device.sms=40..80"), "of a device that repeats a trace"),
+        (("TRACE", "--driver", "free", "--sweep", "device.sms=40|80"), "of a device that repeats a trace"),
         ((*FREE, "--device", "abacus"), "a device must be one of"),
         ((*FREE, "--device-set", "wheels=3"), "a device has the fields"),
         ((*FREE, "--device-set", "sms=many"), "sms must be a whole number"),

@@ -296,7 +296,8 @@ def _sweep(
             made = sweep(experiment, axes, target, jobs=jobs, progress=progress)
         except KeyboardInterrupt:
             typer.echo(
-                f"{heard[0]:,} of {heard[1]:,} points are in {target}; the same command does the rest",
+                f"at least {heard[0]:,} of {heard[1]:,} points are in {target}; "
+                "the same command does the rest",
                 err=True,
             )
             raise

@@ -143,10 +143,13 @@ def faults_of_blocks(
     int64[n] both, n the VA blocks of all batches together.
     """
     place = (faults.space.astype(np.uint64) << np.uint64(45)) | (faults.va >> np.uint64(12))
-    pages = np.unique(np.stack((batch_of.astype(np.uint64), place)), axis=1)
-    of_pages = np.stack((pages[0], pages[1] >> np.uint64(BLOCK_SHIFT - 12)))
-    every = np.stack((batch_of.astype(np.uint64), place >> np.uint64(BLOCK_SHIFT - 12)))
-    return np.unique(every, axis=1, return_counts=True)[1], np.unique(of_pages, axis=1, return_counts=True)[1]
+    pages, of_fault = np.unique(place, return_inverse=True)
+    of_page = np.unique(pages >> np.uint64(BLOCK_SHIFT - 12), return_inverse=True)[1]
+    batch = batch_of.astype(np.int64) << 32
+    batch_pages = np.unique(batch | of_fault)
+    of_batch_page = of_page[batch_pages & ((1 << 32) - 1)]
+    every = np.unique(batch | of_page[of_fault], return_counts=True)[1]
+    return every, np.unique((batch_pages >> 32 << 32) | of_batch_page, return_counts=True)[1]
 
 
 #: Parts of what a batch read, with their colours; together they are all of it.

@@ -68,6 +68,7 @@ class Utlb:
     seen: int = 0
     out: list[Miss] = field(default_factory=list)
     again: list[Miss] | None = None
+    turn: int = NEVER
 
 
 class ReferenceGpu:
@@ -80,6 +81,7 @@ class ReferenceGpu:
         self.get = 0
         self.same = self.cross = self.refaults = self.overflows = self.accesses = self.hits = 0
         self.most = 0
+        self.gmmu_free = 0
         self.replays: list[int] = []
         self.utlbs = [Utlb(number, skews[number]) for number in range(config.utlbs)]
         self.queues: list[list[Warp]] = [[] for _ in range(config.sms)]
@@ -253,9 +255,24 @@ class ReferenceGpu:
             self.serve(utlb, time)
         self.most = max(self.most, len(utlb.out) + len(utlb.again or []))
 
+    def is_taken(self, utlb: Utlb, time: int) -> bool:
+        """The GMMU takes one miss an interval, in the order in which µTLBs come with them."""
+        if utlb.turn > time:
+            utlb.turn = max(time, self.gmmu_free)
+            self.gmmu_free = utlb.turn + self.c.fault_interval_ns
+            utlb.free = utlb.turn
+        if utlb.turn > time:
+            return False
+        utlb.turn = NEVER
+        return True
+
     def try_again(self, utlb: Utlb, time: int) -> None:
+        hit = self.found(utlb.again[0].page, utlb.again[0].access)
+        if not hit and not self.is_taken(utlb, time):
+            return
+        utlb.turn = NEVER
         miss = utlb.again.pop(0)
-        if self.found(miss.page, miss.access):
+        if hit:
             miss.warp.pending -= 1
             miss.warp.data = max(miss.warp.data, time + self.c.access_latency_ns)
             utlb.free = time + self.c.hit_interval_ns
@@ -266,7 +283,7 @@ class ReferenceGpu:
                 self.refaults += miss.written
                 miss.written = True
             utlb.out.append(miss)
-            utlb.free = time + self.c.fault_interval_ns
+            utlb.free = time + self.c.hit_interval_ns
         if not utlb.again:
             utlb.again = None
             utlb.blocked = False
@@ -290,15 +307,18 @@ class ReferenceGpu:
             page = pages[warp.page]
             if self.found(page, access):
                 self.hits += 1
+                utlb.turn = NEVER
                 utlb.free += self.c.hit_interval_ns
                 if access:
                     warp.data = max(warp.data, utlb.free + self.c.access_latency_ns)
-            elif access == 0:
-                self.write(page, access, warp, time)
-                utlb.free += self.c.fault_interval_ns
-            elif len(utlb.out) == self.c.utlb_outstanding:
+            elif access and len(utlb.out) == self.c.utlb_outstanding:
                 utlb.blocked = True
                 return
+            elif not self.is_taken(utlb, time):
+                return
+            elif not access:
+                self.write(page, access, warp, time)
+                utlb.free = time + self.c.hit_interval_ns
             else:
                 if any(miss.page == page for miss in utlb.out):
                     self.same += 1
@@ -306,7 +326,7 @@ class ReferenceGpu:
                     self.cross += 1
                 utlb.out.append(Miss(page, access, warp, self.write(page, access, warp, time)))
                 warp.pending += 1
-                utlb.free += self.c.fault_interval_ns
+                utlb.free = time + self.c.hit_interval_ns
             self.accesses += 1
             warp.page += 1
         if warp.page == len(pages):

@@ -22,6 +22,7 @@ from gpuhmm.coalesce.device.machine import (
     F_TIME,
     FAULT_INTERVAL,
     GET,
+    GMMU_FREE,
     HIT_INTERVAL,
     HITS,
     ISSUE_INTERVAL,
@@ -57,6 +58,7 @@ from gpuhmm.coalesce.device.machine import (
     U_RETRY_NEXT,
     U_SERVING,
     U_SKEW,
+    U_TURN,
     UTLBS,
     W_DATA,
     W_OP,
@@ -89,6 +91,25 @@ def _write(m, page, access, slot, time):
     m.faults[at, F_SM] = slot // m.device[WARPS_PER_SM]
     m.device[PUT] += 1
     return 1
+
+
+@njit(_nrt=False)
+def _has_turn(m, utlb, time):
+    """Return whether the GMMU takes a miss of a µTLB now.
+
+    It takes one each FAULT_INTERVAL, in the order in which µTLBs come with them.  A µTLB that comes too early
+    is given its turn, and waits for it.
+    """
+    if m.utlb[utlb, U_TURN] <= time:
+        m.utlb[utlb, U_TURN] = NEVER
+        return True
+    turn = max(time, m.device[GMMU_FREE])
+    m.device[GMMU_FREE] = turn + m.device[FAULT_INTERVAL]
+    if turn > time:
+        m.utlb[utlb, U_TURN] = turn
+        m.utlb[utlb, U_FREE] = turn
+        return False
+    return True
 
 
 @njit(_nrt=False)
@@ -173,8 +194,12 @@ def _retry(m, entries, utlb, time):
     page = m.out_page[utlb, at]
     access = m.out[utlb, at, O_ACCESS]
     slot = m.out[utlb, at, O_SLOT]
+    hit = entries[page] & _NEEDS[access] == _NEEDS[access]
+    if not hit and not _has_turn(m, utlb, time):
+        return
+    m.utlb[utlb, U_TURN] = NEVER
     m.utlb[utlb, U_RETRY_NEXT] += 1
-    if entries[page] & _NEEDS[access] == _NEEDS[access]:
+    if hit:
         m.page_out[page] -= 1
         m.device[STALLED] -= 1
         m.warp[slot, W_PENDING] -= 1
@@ -192,7 +217,7 @@ def _retry(m, entries, utlb, time):
             m.out[utlb, at, O_WRITTEN] = 1
         _keep(m, utlb, at, to)
         m.utlb[utlb, U_RETRY_KEPT] += 1
-        m.utlb[utlb, U_FREE] = time + m.device[FAULT_INTERVAL]
+        m.utlb[utlb, U_FREE] = time + m.device[HIT_INTERVAL]
     if m.utlb[utlb, U_RETRY_NEXT] == m.utlb[utlb, U_RETRY_END]:
         m.utlb[utlb, U_OUT_COUNT] = m.utlb[utlb, U_RETRY_KEPT]
         m.utlb[utlb, U_RETRY_END] = 0
@@ -234,21 +259,23 @@ def _serve(m, entries, utlb, time, limit, horizon):
         page = m.pages[m.warp[slot, W_PAGE]]
         if entries[page] & needs == needs:
             m.device[HITS] += 1
+            m.utlb[utlb, U_TURN] = NEVER
             now += m.device[HIT_INTERVAL]
             if access != _PREFETCH:
                 m.warp[slot, W_DATA] = max(m.warp[slot, W_DATA], now + m.device[ACCESS_LATENCY])
         elif now > time:
             break  # others may act before
-        elif access == _PREFETCH:
-            _write(m, page, access, slot, now)
-            now += m.device[FAULT_INTERVAL]
-            horizon = now
-        elif m.utlb[utlb, U_OUT_COUNT] == m.device[OUTSTANDING]:
+        elif access != _PREFETCH and m.utlb[utlb, U_OUT_COUNT] == m.device[OUTSTANDING]:
             m.utlb[utlb, U_BLOCKED] = 1
             break
+        elif not _has_turn(m, utlb, now):
+            return
         else:
-            _first_fault(m, utlb, page, access, slot, now)
-            now += m.device[FAULT_INTERVAL]
+            if access == _PREFETCH:
+                _write(m, page, access, slot, now)
+            else:
+                _first_fault(m, utlb, page, access, slot, now)
+            now += m.device[HIT_INTERVAL]
             horizon = now
         m.device[ACCESSES] += 1
         m.warp[slot, W_PAGE] += 1

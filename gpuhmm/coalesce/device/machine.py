@@ -27,17 +27,19 @@ BLOCK_INTERVAL, ISSUE_INTERVAL, ISSUE_JITTER, LAUNCH_LATENCY, SEED = range(12, 1
 GET, PUT, KERNEL, NEXT_BLOCK, BLOCKS_LEFT, STARTED, REPLAYS = range(17, 24)
 #: Counters, and accesses outstanding.
 SAME_UTLB, CROSS_UTLB, REFAULTS, OVERFLOWS, ACCESSES, HITS, STALLED = range(24, 31)
+#: When the GMMU can write the next fault.
+GMMU_FREE = 31
 #: When each replay was asked for, by its number modulo REPLAYS_UNDER_WAY.
-REPLAY_TIMES = 31
+REPLAY_TIMES = 32
 
 #: Columns of kernels: first block, threads of a block, blocks on an SM at once.
 K_BLOCKS, K_THREADS, K_RESIDENCY = range(3)
 #: Columns of µTLBs: when it is free; the warp slot that it serves or -1; whether that one waits for room
 #: among the outstanding faults; the SM served last; replays that reached it; outstanding faults; of a
-#: retry under way the next one, the end, and those kept so far; how
-#: much later than the nearest one a replay reaches it.
+#: retry under way the next one, the end, and those kept so far; how much later than the nearest one a
+#: replay reaches it; the turn that the GMMU gave it for a miss, NEVER for none.
 U_FREE, U_SERVING, U_BLOCKED, U_LAST_SM, U_REPLAYS_SEEN = range(5)
-U_OUT_COUNT, U_RETRY_NEXT, U_RETRY_END, U_RETRY_KEPT, U_SKEW = range(5, 10)
+U_OUT_COUNT, U_RETRY_NEXT, U_RETRY_END, U_RETRY_KEPT, U_SKEW, U_TURN = range(5, 11)
 #: Columns of outstanding faults: the access, the warp slot, whether it was written into the buffer.
 O_ACCESS, O_SLOT, O_WRITTEN = range(3)
 #: Columns of SMs: its queue (a ring), warp slots and block slots that are free (stacks), threads held.
@@ -132,7 +134,8 @@ def machine(config: DeviceConfig, program: Program, npages: int, seed: int) -> M
     kernels[:, K_BLOCKS] = program.kernel_blocks
     kernels[:-1, K_THREADS] = program.kernel_threads
     kernels[:-1, K_RESIDENCY] = program.kernel_residency
-    utlb = zeros(utlbs, 10)
+    utlb = zeros(utlbs, 11)
+    utlb[:, U_TURN] = NEVER
     utlb[:, U_SKEW] = np.random.default_rng(seed).integers(0, config.replay_skew_ns, utlbs, endpoint=True)
     utlb[:, U_SERVING] = -1
     sm = zeros(sms, 5)

@@ -66,8 +66,8 @@ class DeviceConfig:
     #: From the driver's replay to the first access made again by a µTLB.  Assumed: about the time
     #: of a write over PCIe and of the method that it starts.
     replay_latency_ns: int = 1000
-    #: A replay reaches a µTLB up to that much later because of where it lies, always the same.  Assumed:
-    #: SMs of a Volta are up to some 70 cycles apart in how long they wait for the L2 cache.
+    #: A replay reaches a µTLB up to that much later because of where it lies, always the same.  Fitted: with
+    #: none at all the µTLBs of the regular pattern stay abreast, and its batches have half as many VA blocks.
     replay_skew_ns: int = 50
     #: A replay reaches each µTLB up to that much later, anew each time.  Assumed: µTLBs are not in lockstep.
     replay_jitter_ns: int = 200

@@ -43,10 +43,11 @@ class Gpu:
     Blocks go to SMs in order as there is room, the first ones one to an SM.  A warp issues its accesses in
     order and waits only where the program says so.  A µTLB serves the warps of its SMs by the time at which
     they issue, one access after the other; one that finds no sufficient entry faults, and stays
-    outstanding until a replay finds one.  The GMMU writes one fault each ``fault_interval_ns``; µTLBs wait for
-    their turn.  With ``utlb_outstanding`` faults outstanding the next miss holds up everything behind it.  A miss on a page for which a fault is outstanding is a fault of its own.
-    Prefetches are not counted among the outstanding ones, hold up no warp, and are dropped once written.
-    A fault that finds the buffer full is outstanding, and is written at the next replay.
+    outstanding until a replay finds one.  The GMMU writes one fault each ``fault_interval_ns``; µTLBs wait
+    for their turn.  With ``utlb_outstanding`` faults outstanding the next miss holds up everything behind
+    it.  A miss on a page for which a fault is outstanding is a fault of its own.  Prefetches are not
+    counted among the outstanding ones, hold up no warp, and are dropped once written.  A fault that finds
+    the buffer full is outstanding, and is written at the next replay.
 
     The same ``seed`` gives the same run.  ``program`` must fit ``areas`` and its blocks the SMs, else
     ValueError.

@@ -1,4 +1,9 @@
-"""What warps touch, in lines of 128 bytes: that much a warp's load or store asks for at a time."""
+"""What warps touch, in lines of 128 bytes: that much a warp's load or store asks for at a time.
+
+A load of 8 or 16 bytes a lane is carried out in halves or quarters of the warp, each looking up its page:
+so a µTLB faults twice or four times in a row on one page, which is what UVM merges at fetch.  That a fault
+is written for each is assumed.  It is what brings sgemm's share of duplicates near the published 87 %.
+"""
 
 from __future__ import annotations
 

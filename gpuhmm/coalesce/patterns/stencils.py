@@ -19,7 +19,7 @@ def jacobi2d(n: int = 2048, element: int = 4, sweeps: int = 2, rows: int = 8) ->
 
     ``n`` x ``n`` elements, row by row; blocks of 32 x ``rows`` threads, one an element; blocks go along rows.
     """
-    n = whole("n", n, 32, 1 << 15, 32)
+    n = whole("n", n, 32, 1 << 14, 32)
     rows = whole("rows", rows, 1, 32)
     element = whole("element", element, 4, 8, 4)
     sweeps = whole("sweeps", sweeps, 1, 1000)
@@ -57,7 +57,7 @@ def gauss_seidel(
     ``entries`` entries within ``band`` columns on each side.  Row r is of colour ``r % colours``, which
     stands for the colouring that Kokkos computes.
     """
-    rows = whole("rows", rows, 32, 1 << 26, 32)
+    rows = whole("rows", rows, 32, 1 << 23, 32)
     entries = whole("entries", entries, 1, 1024)
     band = whole("band", band, 1, rows)
     colours = whole("colours", colours, 1, rows)

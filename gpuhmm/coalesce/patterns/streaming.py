@@ -18,7 +18,7 @@ def vector_add(pages: int = 32, block: int = 32, prefetch: int = 0) -> Workload:
     ``pages`` of each array, blocks of ``block`` threads; with ``prefetch`` the pages of b, a and c are
     prefetched first, by prefetch.global.L2.  The compiler loads b first, as the recorded log shows.
     """
-    pages = whole("pages", pages, 1, 1 << 26)
+    pages = whole("pages", pages, 1, 1 << 25)
     block = whole("block", block, 1, 1024)
     arrays = Arrays(a=pages << 12, b=pages << 12, c=pages << 12)
     lanes = _threads(pages, block)
@@ -29,7 +29,7 @@ def vector_add(pages: int = 32, block: int = 32, prefetch: int = 0) -> Workload:
 
 def stream(size: int = 96 << 20, block: int = 1024, element: int = 8, repeats: int = 1) -> Workload:
     """BabelStream's triad a = b + s * c: one thread an element, ``size`` bytes of all three arrays."""
-    size = whole("size", size, 1, 1 << 36)
+    size = whole("size", size, 1, 1 << 34)
     block = whole("block", block, WARP_LANES, 1024, WARP_LANES)
     element = whole("element", element, 4, 16, 4)
     repeats = whole("repeats", repeats, 1, 1000)
@@ -42,12 +42,12 @@ def stream(size: int = 96 << 20, block: int = 1024, element: int = 8, repeats: i
 
 def regular(pages: int = 65536, block: int = 64) -> Workload:
     """Every page is read once, one page a thread, in the order of threads: SC21's ``linear``."""
-    return _one_page_a_thread(pages, block, np.arange(whole("pages", pages, 1, 1 << 26), dtype=np.int64))
+    return _one_page_a_thread(pages, block, np.arange(whole("pages", pages, 1, 1 << 25), dtype=np.int64))
 
 
 def random(pages: int = 65536, block: int = 64, seed: int = 1) -> Workload:
     """Every page is read once, one page a thread, in an order by chance: SC21's ``random``."""
-    pages = whole("pages", pages, 1, 1 << 26)
+    pages = whole("pages", pages, 1, 1 << 25)
     order = np.random.default_rng(whole("seed", seed, 0, 1 << 62)).permutation(pages)
     return _one_page_a_thread(pages, block, order)
 
@@ -57,7 +57,7 @@ def strided(pages: int = 65536, stride: int = 16, block: int = 64) -> Workload:
 
     Thread t reads page ``t * stride`` until the array ends, then the same from page 1 on, and so forth.
     """
-    pages = whole("pages", pages, 1, 1 << 26)
+    pages = whole("pages", pages, 1, 1 << 25)
     stride = whole("stride", stride, 1, pages)
     starts = np.arange(stride, dtype=np.int64)
     order = (starts[:, None] + np.arange(-(-pages // stride), dtype=np.int64) * stride).reshape(-1)

@@ -46,7 +46,6 @@ class Arrays:
             self.first[name] = pages
             pages += npages
             start += -(-(npages << 12) >> BLOCK_SHIFT) << BLOCK_SHIFT
-            start = (start + (1 << BLOCK_SHIFT) - 1) >> BLOCK_SHIFT << BLOCK_SHIFT
         self.areas = DeviceAreas(areas)
 
     def work(self, program: Program) -> Workload:

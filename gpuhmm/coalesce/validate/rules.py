@@ -56,7 +56,7 @@ _ORDERS = (
 )
 
 #: Faulted pages, resident pages, and what is prefetched beside them, each as ranges of page numbers.
-_MASKS = (
+_MASKS: tuple[tuple[list[tuple[int, int]], ...], ...] = (
     ([(0, 1)], [], [(1, 16)]),  # a big page of 64 KiB
     ([(511, 512)], [], [(496, 511)]),
     ([(0, 1), (32, 33)], [], [(1, 16), (33, 48)]),  # half of 256 KiB is not more than 51 %

@@ -22,6 +22,7 @@ from gpuhmm.tables import Words
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.service import FaultService
+    from gpuhmm.coalesce.trace import FaultTrace
 
 _REQUEST_BITS = int(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
 
@@ -46,6 +47,8 @@ class RangeRequest:
     map_pages: npt.NDArray[np.bool_] | None = None
     read_only: bool = False
     dev_private_owner: int = 0
+    #: The sequence to walk under; by default every call reads it anew.
+    notifier_seq: int | None = None
     #: What came of it: 0 or a negative errno, and the words.
     ret: int = 0
     words: Words = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
@@ -76,7 +79,7 @@ def serve_ranges(
     waiting = list(requests)
     while waiting:
         now, rest = _round(waiting, alone=service.cpu is not None)
-        stale = _ask(service, now, map_answers)
+        stale = ask_ranges(service, now, map_answers=map_answers)
         waiting = rest
         for request in stale:
             late = deadline is not None and service.clock > deadline
@@ -100,8 +103,18 @@ def _round(waiting: list[RangeRequest], alone: bool) -> tuple[list[RangeRequest]
     return waiting[:count], waiting[count:]
 
 
-def _ask(service: FaultService, requests: list[RangeRequest], map_answers: bool) -> list[RangeRequest]:
-    """Call for each range once, map what may be mapped, and return those that were stale."""
+def ask_ranges(
+    service: FaultService,
+    requests: list[RangeRequest],
+    *,
+    map_answers: bool = True,
+    read_retry: bool = True,
+) -> list[RangeRequest]:
+    """Call for each range once, map what may be mapped, and return those that were stale.
+
+    Their ``ret`` is -EBUSY where the call said so, and 0 where ``read_retry`` did; without ``read_retry`` the
+    second is not asked.  The ranges have notifiers of their own.
+    """
     began, batch, stats = service.clock, service.batch, RangeStats()
     ranges = [_range_of(request, stats) for request in requests]
     service.run_cpu()
@@ -119,7 +132,7 @@ def _ask(service: FaultService, requests: list[RangeRequest], map_answers: bool)
         if ret == -EBUSY:
             batch.ebusy += 1
             stale.append(request)
-        elif ret == 0 and request.notifier.read_retry(range_.notifier_seq):
+        elif ret == 0 and read_retry and request.notifier.read_retry(range_.notifier_seq):
             batch.read_retries += 1
             stale.append(request)
         elif ret == 0 and map_answers:
@@ -133,14 +146,23 @@ def _ask(service: FaultService, requests: list[RangeRequest], map_answers: bool)
     return stale
 
 
+def asked_pages(faults: FaultTrace, space: int, start: int, end: int) -> npt.NDArray[np.bool_]:
+    """Return which pages of ``[start, end)`` of a space the faults name: bool[npages]."""
+    here = (faults.space == space) & (faults.va >= np.uint64(start)) & (faults.va < np.uint64(end))
+    asked = np.zeros((end - start) >> 12, dtype=np.bool_)
+    asked[((faults.va[here] - np.uint64(start)) >> np.uint64(12)).astype(np.int64)] = True
+    return asked
+
+
 def _range_of(request: RangeRequest, stats: RangeStats) -> HmmRange:
     words = np.zeros(request.npages, dtype=np.uint64) if request.hmm_pfns is None else request.hmm_pfns.copy()
+    seq = request.notifier.read_begin() if request.notifier_seq is None else request.notifier_seq
     return HmmRange(
         request.notifier,
         request.start,
         request.end,
         words,
-        notifier_seq=request.notifier.read_begin(),
+        notifier_seq=seq,
         default_flags=request.default_flags,
         pfn_flags_mask=0 if request.hmm_pfns is None else _REQUEST_BITS,
         dev_private_owner=request.dev_private_owner,

@@ -176,13 +176,20 @@ class FaultService:
         def invalidate(notifier: MmuIntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
             notifier.set_seq(cur_seq)
             low, high = max(range_.start, notifier.start), min(range_.end, notifier.end)
-            self.batch.invalidations += 1
             if on_invalidate is not None:
                 on_invalidate(low, high)
-            self.batch.invalidated_pages += self.areas.erase(space, low, high)
+            self.take_away(space, low, high)
             return True
 
         return self.spaces[space].notifier(start, end, invalidate)
+
+    def take_away(self, space: int, start: int, end: int) -> None:
+        """Take ``[start, end)`` from the device because a notifier's callback says so, and count both.
+
+        For drivers that make notifiers of their own on the space, with a callback that sees the event.
+        """
+        self.batch.invalidations += 1
+        self.batch.invalidated_pages += self.areas.erase(space, start, end)
 
     def authorized(self, space: int, va: int, access: int) -> bool:
         """True if the device may reach the page at ``va`` as the access needs it."""
@@ -195,7 +202,7 @@ class FaultService:
         place = self.areas.place(space, va)
         if place < 0:
             raise ValueError(f"a fault at {va:#x} of space {space} lies outside of the device's areas")
-        self.batch.cancelled += 1
+        self.batch.cancelled += not self.areas.entries[place] & DPT_CANCELLED
         self.areas.entries[place] = DPT_VALID | DPT_WRITE | DPT_CANCELLED
 
 

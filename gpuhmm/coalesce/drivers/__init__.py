@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gpuhmm.coalesce.drivers.amdkfd import AmdkfdDriver, AmdkfdSettings
 from gpuhmm.coalesce.drivers.driver import Driver
 from gpuhmm.coalesce.drivers.free import FreeDriver, FreeSettings
+from gpuhmm.coalesce.drivers.nouveau import NouveauDriver, NouveauSettings
 from gpuhmm.coalesce.drivers.settings import with_settings
 from gpuhmm.coalesce.drivers.uvm import UvmDriver, UvmSettings
+from gpuhmm.coalesce.drivers.xe import XeDriver, XeSettings
 
 #: Each driver's class and settings, by name.
 DRIVERS: dict[str, tuple[Callable[[Any], Driver], Any]] = {
     "uvm": (UvmDriver, UvmSettings()),
+    "nouveau": (NouveauDriver, NouveauSettings()),
+    "amdkfd": (AmdkfdDriver, AmdkfdSettings()),
+    "xe": (XeDriver, XeSettings()),
     "free": (FreeDriver, FreeSettings()),
 }
 

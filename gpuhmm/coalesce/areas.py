@@ -18,6 +18,9 @@ from gpuhmm.tables import Words
 #: What a driver reserves, maps and migrates together at most: the span of a PMD, a VA block of UVM.
 BLOCK_SHIFT = 21
 
+#: An entry that lets every access through because its fault was cancelled: there is no page.
+DPT_CANCELLED = np.uint64(1 << 60)
+
 #: Pages that all areas may have together: 1 TiB of address space, 2 GiB of entries.
 MAX_PAGES = 1 << 28
 
@@ -105,11 +108,16 @@ class DeviceAreas:
         return found
 
     def erase(self, space: int, start: int, end: int) -> int:
-        """Take the entries of ``[start, end)`` from the device; return how many there were."""
+        """Take the entries of ``[start, end)`` from the device; return how many there were.
+
+        Those of cancelled faults stay: their accesses have ended, whatever becomes of the memory.
+        """
         count = 0
         for _, first, past in self.pieces(space, start, end):
-            count += int(np.count_nonzero(self.entries[first:past] & DPT_VALID))
-            self.entries[first:past] = 0
+            entries = self.entries[first:past]
+            held = (entries & (DPT_VALID | DPT_CANCELLED)) == DPT_VALID
+            count += int(np.count_nonzero(held))
+            entries[held] = 0
         return count
 
 

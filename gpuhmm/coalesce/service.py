@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS
-from gpuhmm.coalesce.areas import BLOCK_SHIFT
+from gpuhmm.coalesce.areas import BLOCK_SHIFT, DPT_CANCELLED
 from gpuhmm.coalesce.batches import Batch
 from gpuhmm.coalesce.timeline import Timeline
 from gpuhmm.coalesce.trace import FaultTrace
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from gpuhmm.coalesce.device.protocol import FaultingDevice
     from gpuhmm.space import AddressSpace
     from gpuhmm.vma import Vma
-
-#: An entry that lets every access through because its fault was cancelled: there is no page.
-DPT_CANCELLED = np.uint64(1 << 60)
 
 #: Called with the bytes ``[start, end)`` that an invalidation takes from a notifier's range.
 OnInvalidate = Callable[[int, int], None]

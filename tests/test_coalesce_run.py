@@ -193,7 +193,7 @@ def test_bad_settings(settings, words):
 
 
 def test_an_unknown_driver():
-    with pytest.raises(ValueError, match="must be one of .*free"):
+    with pytest.raises(ValueError, match=r"must be one of .*free"):
         driver_named("windows")
 
 

@@ -18,7 +18,17 @@ PAGE = 4096
 
 #: No step takes any time but those that a test names.
 FREE_OF_COST = COSTS["sc21-titan-v"].with_times(
-    interrupt=0, read_put=0, fetch=0, preprocess=0, flush=0, batch=0, block=0, walk=0, fault=0, page=0, replay=0
+    interrupt=0,
+    read_put=0,
+    fetch=0,
+    preprocess=0,
+    flush=0,
+    batch=0,
+    block=0,
+    walk=0,
+    fault=0,
+    page=0,
+    replay=0,
 )
 
 

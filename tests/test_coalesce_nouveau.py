@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scripted_runs import BASE, FREE_OF_COST, PAGE, Interference, asked, device, invalidate, mapped, run, space_of
+from scripted_runs import (
+    BASE,
+    FREE_OF_COST,
+    PAGE,
+    Interference,
+    asked,
+    device,
+    invalidate,
+    mapped,
+    run,
+    space_of,
+)
 
 from gpuhmm.coalesce.access import ACCESS_ATOMIC_STRONG, ACCESS_PREFETCH, ACCESS_READ, ACCESS_WRITE
 from gpuhmm.coalesce.drivers import driver_named
@@ -86,7 +97,12 @@ def test_after_an_atomic_everything_is_exclusive_until_the_end_of_the_interrupt(
     a_device = device([(0, 0, READ, 0), (0, 1, ATOMIC, 0), (0, 2, READ, 0), (10**9, 3, READ, 0)])
     spaces = space_of(a_device)
     result = run(a_device, "nouveau", spaces=spaces)
-    assert [bool(spaces[0].entry(BASE + page * PAGE, 1) & 1) for page in range(4)] == [True, False, False, True]
+    assert [bool(spaces[0].entry(BASE + page * PAGE, 1) & 1) for page in range(4)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     assert asked(result) == [(0, 1), (3, 4)]
 
 
@@ -198,7 +214,9 @@ def test_a_window_ends_with_its_vma():
 
 
 def test_a_write_in_a_window_serves_the_reads_of_its_page():
-    result = run(device([(0, 3, READ, 0), (0, 3, WRITE, 1)]), "nouveau", {"version": "v5.7"}, spaces="private-file")
+    result = run(
+        device([(0, 3, READ, 0), (0, 3, WRITE, 1)]), "nouveau", {"version": "v5.7"}, spaces="private-file"
+    )
     assert (result.totals["batches"], result.totals["filtered"]) == (1, 1)
 
 

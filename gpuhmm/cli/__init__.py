@@ -18,6 +18,7 @@ from gpuhmm.cli.coalesce import coalesce
 from gpuhmm.cli.faults import faults
 from gpuhmm.cli.info import info
 from gpuhmm.cli.map import draw_map
+from gpuhmm.cli.validate import validate
 from gpuhmm.cli.verify import verify
 from gpuhmm.cli.walk import walk
 
@@ -35,6 +36,7 @@ app.command()(verify)
 app.command()(bench)
 app.command()(faults)
 app.command()(coalesce)
+app.command()(validate)
 
 
 def _version(wanted: bool) -> None:

@@ -82,7 +82,7 @@ COSTS = {
         block=1_500,
         walk=5,
         fault=500,
-        page=600,
+        page=1_500,
         replay=2_000,
     ),
     "far-fault-45us": Costs(

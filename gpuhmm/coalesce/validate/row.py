@@ -36,6 +36,13 @@ class Row:
         return self.low <= self.model <= self.high
 
     @property
+    def shown_reason(self) -> str:
+        """Why the row failed, or nothing where it did not."""
+        if self.kind == "calibrated" or self.passed:
+            return ""
+        return self.reason or "not known"
+
+    @property
     def verdict(self) -> str:
         """``pass``, ``FAIL`` or ``calibrated``."""
         if self.kind == "calibrated":

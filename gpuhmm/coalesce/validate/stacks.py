@@ -16,12 +16,12 @@ def unbatched_rows(runs: Runs) -> list[Row]:
         found = runs.run(pattern, size, driver="amdkfd").totals
         rows.append(
             Row(
-                f"{pattern} under amdkfd: duplicates without batching",
+                f"{pattern} under amdkfd: faults dropped as duplicates",
                 "shape",
-                _ICS24,
+                f"{_ICS24}: 97 to 99 %",
                 "of raw faults",
                 0.98,
-                found["duplicates"],
+                found["filtered"] / max(found["raw"], 1),
                 0.95,
                 1.0,
             )

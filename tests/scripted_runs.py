@@ -34,10 +34,11 @@ FREE_OF_COST = COSTS["sc21-titan-v"].with_times(
 
 @dataclass
 class Interference:
-    """Calls ``act(n)`` the n-th time that the model lets the CPU work, which is at ``due`` at the latest."""
+    """Calls ``act(n)`` when the model lets the CPU work for the n-th time, ``when_due()`` at ``due`` ns."""
 
     act: Callable[[int], None]
     due: int = 1 << 62
+    when_due: Callable[[], None] = lambda: None
     count: int = field(default=0, init=False)
 
     def run(self, now: int) -> list[tuple[int, int, int]]:
@@ -45,6 +46,7 @@ class Interference:
         self.count += 1
         if now >= self.due:
             self.due = 1 << 62
+            self.when_due()
         return []
 
 

@@ -21,8 +21,8 @@ from gpuhmm.coalesce.access import ACCESS_ATOMIC_STRONG, ACCESS_PREFETCH, ACCESS
 from gpuhmm.coalesce.drivers import driver_named
 from gpuhmm.coalesce.drivers.nouveau import sort_order
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.fault.burst import handle_mm_fault_range
 from gpuhmm.errors import LivelockError
+from gpuhmm.fault.burst import handle_mm_fault_range
 from gpuhmm.mirror.page_table import DPT_WRITE
 
 READ, WRITE, ATOMIC, PREFETCH = ACCESS_READ, ACCESS_WRITE, ACCESS_ATOMIC_STRONG, ACCESS_PREFETCH
@@ -158,6 +158,25 @@ def test_the_time_is_up_after_a_second_of_invalidations(version):
     assert result.totals["ebusy"] == 11
     assert (result.totals["cancelled"], result.totals["pages_mapped"]) == (1, 1)
     assert result.model_ns == 12 * 100_000
+
+
+@pytest.mark.parametrize("layout", ["forked", "zero", "written-huge"])
+def test_an_atomic_on_a_page_that_must_be_copied_or_split_first_runs_out_of_time(layout):
+    """That makes the first try stale; giving the page back to the CPU makes every later one stale."""
+    costs = FREE_OF_COST.with_times(block=1000)
+    result = run(device([(0, 1, ATOMIC, 0)]), "nouveau", spaces=layout, costs=costs)
+    # A try a microsecond, from 0 to 1 s.
+    assert (result.totals["read_retries"], result.totals["cancelled"]) == (1_000_001, 1)
+    assert result.totals["handle_mm_faults"] == 1_000_001
+    assert result.model_ns == 1_000_001_000
+    instant = run(device([(0, 1, ATOMIC, 0)]), "nouveau", spaces=layout, costs=FREE_OF_COST)
+    assert (instant.totals["cancelled"], instant.model_ns) == (1, 1_000_000_001)
+
+
+def test_other_pages_become_exclusive_at_once():
+    for layout in ("untouched", "written"):
+        result = run(device([(0, 1, ATOMIC, 0)]), "nouveau", spaces=layout)
+        assert (result.totals["read_retries"], result.totals["pages_mapped"]) == (0, 1)
 
 
 def test_an_exclusive_page_that_is_invalidated_without_end():

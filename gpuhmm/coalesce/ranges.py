@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.batch import hmm_range_fault_batch
+from gpuhmm.coalesce.areas import DPT_CANCELLED
 from gpuhmm.hmm import HMM_PFN_FLAGS, HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE
 from gpuhmm.notifier import MmuIntervalNotifier
@@ -173,7 +174,8 @@ def _range_of(request: RangeRequest, stats: RangeStats) -> HmmRange:
 def map_pages(service: FaultService, request: RangeRequest) -> int:
     """Put the answer of a range into the device page table; return how many pages that were.
 
-    Pages without HMM_PFN_VALID stay as they are, and so does what lies outside of the device's areas.
+    Pages without HMM_PFN_VALID stay as they are, and so do those whose faults were cancelled and what lies
+    outside of the device's areas.
     """
     words, batch = request.words, service.batch
     valid = (words & HMM_PFN_VALID) != 0
@@ -187,10 +189,11 @@ def map_pages(service: FaultService, request: RangeRequest) -> int:
     for low, first, past in service.areas.pieces(request.space, request.start, request.end):
         here = slice((low - request.start) >> 12, ((low - request.start) >> 12) + past - first)
         entries = service.areas.entries[first:past]
-        entries[valid[here]] = made[here][valid[here]]
-        count = int(np.count_nonzero(valid[here]))
+        put = valid[here] & ((entries & DPT_CANCELLED) == 0)
+        entries[put] = made[here][put]
+        count = int(np.count_nonzero(put))
         mapped += count
-        batch.pages_unasked += count - int(np.count_nonzero(valid[here] & request.asked[here]))
+        batch.pages_unasked += count - int(np.count_nonzero(put & request.asked[here]))
     batch.pages_asked += int(np.count_nonzero(request.asked))
     batch.pages_mapped += mapped
     service.spend("page", mapped)

@@ -177,12 +177,18 @@ class NouveauDriver:
         return 0, request.end, _V | (_W if word & HMM_PFN_WRITE else 0)
 
     def _exclusive(self, service: FaultService, space: int, va: int) -> int:
-        """Make a page the device's alone and map it for atomics; return 0 or a negative errno."""
-        mm, batch = service.spaces[space], service.batch
+        """Make a page the device's alone and map it for atomics; return 0 or a negative errno.
+
+        A try that is stale leaves the page exclusive.  The next one gives it back to the CPU first, which
+        makes that try stale as well: once this began it goes on until the time is up or the page is another.
+        """
+        batch = service.batch
         notifier = _fault_notifier(service, space, va, va + _PAGE)
         deadline = service.clock + self._timeout()
+        stale = 0
         try:
             while service.clock <= deadline:
+                before = (service.clock, batch.handle_mm_faults, batch.invalidations, _due(service))
                 seq = notifier.read_begin()
                 service.run_cpu()
                 vma = service.vma(space, va)
@@ -190,7 +196,7 @@ class NouveauDriver:
                     batch.handle_mm_faults += 1
                     service.spend("fault")
                 service.spend("block")
-                pfn = make_device_exclusive_range(mm, va, va + _PAGE, OWNER)[0]
+                pfn = make_device_exclusive_range(service.spaces[space], va, va + _PAGE, OWNER)[0]
                 service.run_cpu()
                 if pfn == NO_PFN:
                     return -EINVAL
@@ -200,6 +206,9 @@ class NouveauDriver:
                     map_pages(service, request)
                     return 0
                 batch.read_retries += 1
+                stale += 1
+                if stale > 1 and _due(service) == before[3]:
+                    _repeat_stale(service, before, min(deadline, _due(service)))
         finally:
             notifier.remove()
         return -EBUSY
@@ -281,3 +290,20 @@ def _fault_notifier(service: FaultService, space: int, start: int, end: int) -> 
         return True
 
     return service.spaces[space].notifier(start, end, invalidate)
+
+
+def _due(service: FaultService) -> int:
+    """Return when the CPU does something next, in ns: far away without one."""
+    return 1 << 62 if service.cpu is None else service.cpu.due
+
+
+def _repeat_stale(service: FaultService, before: tuple[int, int, int, int], until: int) -> None:
+    """Count the tries like the last one that fit until a time: nothing happens that would change them."""
+    batch = service.batch
+    took = service.clock - before[0]
+    tries = max(until - service.clock, 0) // took if took else 0
+    batch.handle_mm_faults += tries * (batch.handle_mm_faults - before[1])
+    batch.invalidations += tries * (batch.invalidations - before[2])
+    batch.read_retries += tries
+    # Where nothing takes time, the time is up all the same.
+    service.wait(tries * took if took else max(until + 1 - service.clock, 0))

@@ -2,8 +2,8 @@
 
 Source: drivers/gpu/drm/nouveau/nouveau_svm.c:nouveau_svm_fault, nouveau_svm_fault_cmp, nouveau_range_fault,
 nouveau_atomic_range_fault, nouveau_hmm_convert_pfn, nouveau_svm_range_invalidate.  The rules of v6.1 were
-read at commit 130377304ed0 of torvalds/linux (about v6.2 to v6.14), those of the window of 16 pages at 02712bc32508
-(v5.3) with the loop around hmm_range_fault of v5.7.
+read at commit 130377304ed0 of torvalds/linux (about v6.2 to v6.14), those of the window of 16 pages at
+02712bc32508 (v5.3) with the loop around hmm_range_fault of v5.7.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ def coalesce(
     began = time.perf_counter()
     with one_thread_below(_ONE_THREAD_PAGES):
         _serve_all(service, driver, max_batches, progress)
+    service.close()
     table = batch_table(service.batches)
     return CoalesceRun(
         driver=driver.name,

@@ -156,6 +156,15 @@ class FaultService:
         self.batches.append(batch)
         self.batch = Batch()
 
+    def close(self) -> None:
+        """Count what came after the last batch, invalidations above all, with it."""
+        if self.batches:
+            last = self.batches[-1]
+            last.invalidations += self.batch.invalidations
+            last.invalidated_pages += self.batch.invalidated_pages
+            last.replays += self.batch.replays
+            last.flushed += self.batch.flushed
+
     # -- address spaces and the device page table ---------------------------------------------
 
     def vma(self, space: int, va: int) -> Vma | None:

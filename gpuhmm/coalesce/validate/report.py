@@ -36,12 +36,14 @@ def markdown(rows: Sequence[Row], how: str) -> str:
     lines = [
         "# The coalescing model beside published measurements",
         "",
-        f"Written by `gpuhmm validate --out docs/coalescing-validation.md`: {how}. {counts(rows).capitalize()}.",
+        "Written by `gpuhmm validate --out docs/coalescing-validation.md`: "
+        f"{how}. {counts(rows).capitalize()}.",
         "",
-        "What the kinds mean, and what the model leaves out: [coalescing.md](coalescing.md). Tolerances of shapes",
-        "are a factor of two unless the row says otherwise. Three constants of the device were chosen with these",
-        "rows in view, for all of them together: that a warp's access is counted by lines of 128 bytes, that the GMMU",
-        "writes all faults one after the other, and how far apart a replay reaches the µTLBs.",
+        "What the kinds mean, and what the model leaves out: [coalescing.md](coalescing.md). Tolerances of",
+        "shapes are a factor of two unless the row says otherwise. Three things about the device were chosen",
+        "with these rows in view, for all of them together: that a warp's access is counted by lines of 128",
+        "bytes, that the GMMU writes all faults one after the other, and how far apart a replay reaches the",
+        "µTLBs.",
     ]
     for kind in KINDS:
         some = [row for row in rows if row.kind == kind]

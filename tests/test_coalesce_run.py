@@ -147,6 +147,9 @@ def test_a_driver_that_never_replays_is_found():
     class Lazy:
         name, source, settings = "lazy", "none", driver_named("free").settings
 
+        def begin(self, service):
+            pass
+
         def serve(self, service):
             service.begin_batch(service.fetch(service.read_put()))
             service.end_batch()
@@ -159,6 +162,9 @@ def test_a_driver_that_never_replays_is_found():
 def test_a_driver_that_never_maps_is_found():
     class Futile:
         name, source, settings = "futile", "none", driver_named("free").settings
+
+        def begin(self, service):
+            pass
 
         def serve(self, service):
             service.begin_batch(service.fetch(service.read_put()))

@@ -73,6 +73,7 @@ def coalesce(
     """
     check_spaces(spaces, device.areas)
     service = FaultService(device, spaces, costs, resolve_backend(backend).name, cpu, timeline)
+    driver.begin(service)
     began = time.perf_counter()
     with one_thread_below(_ONE_THREAD_PAGES):
         _serve_all(service, driver, max_batches, progress)

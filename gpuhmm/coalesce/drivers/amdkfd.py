@@ -78,13 +78,12 @@ class AmdkfdDriver:
         "amdgpu/amdgpu_hmm.c:amdgpu_hmm_range_get_pages (v6.12; v6.1 and May 2026 by settings)"
     )
 
-    def __post_init__(self) -> None:
-        self._pranges: Pranges | None = None
+    def begin(self, service: FaultService) -> None:
+        """Begin a run with the ranges that the process registered."""
+        self._pranges = Pranges(service, self.settings.registered)
 
     def serve(self, service: FaultService) -> None:
         """Handle the faults that are in the ring."""
-        if self._pranges is None or self._pranges.service is not service:
-            self._pranges = Pranges(service, self.settings.registered)
         pranges, batch = self._pranges, service.batch
         began = service.clock
         service.spend("interrupt")

@@ -8,7 +8,7 @@ from gpuhmm.coalesce.service import FaultService
 
 
 class Driver(Protocol):
-    """A driver's policy, with the state that it keeps between interrupts.
+    """A driver's policy, with the state that it keeps between the interrupts of a run.
 
     ``name`` is that of the registry; ``settings`` a frozen dataclass of what can be changed; ``source``
     says which files of which version the rules follow.
@@ -17,6 +17,10 @@ class Driver(Protocol):
     name: str
     source: str
     settings: Any
+
+    def begin(self, service: FaultService) -> None:
+        """Begin a run: whatever an earlier one left is forgotten."""
+        ...
 
     def serve(self, service: FaultService) -> None:
         """Serve the interrupt of a fault: at least one batch, and at least one replay if any is stalled."""

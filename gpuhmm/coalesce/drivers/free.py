@@ -61,7 +61,8 @@ class FreeDriver:
     name: str = "free"
     source: str = "none: the common skeleton of HMM drivers"
 
-    def __post_init__(self) -> None:
+    def begin(self, service: FaultService) -> None:
+        """Begin a run, without any notifier."""
         self._notifiers: dict[tuple[int, int], MmuIntervalNotifier] = {}
 
     def serve(self, service: FaultService) -> None:

@@ -96,12 +96,13 @@ class NouveauDriver:
         "window of 16 pages)"
     )
 
-    def __post_init__(self) -> None:
-        self._service: FaultService | None = None
+    def begin(self, service: FaultService) -> None:
+        """Register the notifier of the whole address space, which takes pages from the device."""
+        for area in service.areas.areas:
+            service.notifier(area.space, area.start, area.end)
 
     def serve(self, service: FaultService) -> None:
         """Serve what is in the buffer, and replay once."""
-        self._watch(service)
         service.spend("interrupt")
         entries = service.fetch(service.read_put())
         service.begin_batch(entries)
@@ -114,13 +115,6 @@ class NouveauDriver:
         # The driver leaves the replay out where every fault was cancelled: a cancel is a replay of its own.
         service.replay()
         service.end_batch()
-
-    def _watch(self, service: FaultService) -> None:
-        """Register the notifier of the whole address space, which takes pages from the device."""
-        if self._service is not service:
-            self._service = service
-            for area in service.areas.areas:
-                service.notifier(area.space, area.start, area.end)
 
     # -- v6.1 ---------------------------------------------------------------------------------
 

@@ -90,9 +90,13 @@ class UvmDriver:
 
     settings: UvmSettings = field(default_factory=UvmSettings)
     name: str = "uvm"
-    source: str = "NVIDIA open-gpu-kernel-modules 595.45.04, uvm_gpu_replayable_faults.c, uvm_hmm.c"
+    source: str = (
+        "uvm_gpu_replayable_faults.c:uvm_parent_gpu_service_replayable_faults, uvm_perf_prefetch.c, "
+        "uvm_perf_thrashing.c, uvm_hmm.c:hmm_make_resident_cpu (NVIDIA UVM 595.45.04)"
+    )
 
-    def __post_init__(self) -> None:
+    def begin(self, service: FaultService) -> None:
+        """Begin a run, without any VA block."""
         self._put = 0
         self._blocks: dict[tuple[int, int], VaBlock] = {}
         self._thrashing: dict[int, SpaceThrashing] = {}

@@ -74,16 +74,14 @@ class XeDriver:
         "drivers/gpu/drm/xe/xe_svm.c:__xe_svm_handle_pagefault, xe_svm_invalidate (about v6.18)"
     )
 
-    def __post_init__(self) -> None:
-        self._svm: GpuSvm | None = None
-        self.counts: dict[str, int] = {}
+    def begin(self, service: FaultService) -> None:
+        """Begin a run, without ranges and with all counts at 0."""
+        self._svm = GpuSvm(service, self.settings.notifier_size)
+        self.counts = {f"{name}_{size}": 0 for name in _COUNTED for size in CHUNKS.values()}
+        self.counts["dma_mappings"] = 0
 
     def serve(self, service: FaultService) -> None:
         """Handle faults until the queue is empty."""
-        if self._svm is None or self._svm.service is not service:
-            self._svm = GpuSvm(service, self.settings.notifier_size)
-            self.counts = {f"{name}_{size}": 0 for name in _COUNTED for size in CHUNKS.values()}
-            self.counts["dma_mappings"] = 0
         service.spend("interrupt")
         put = service.read_put()
         while service.get < put:

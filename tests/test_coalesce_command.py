@@ -327,3 +327,16 @@ def test_help_imports_nothing_that_is_slow():
     assert done.returncode == 0, done.stderr
     assert "--sweep" in done.stdout
     assert "gpuhmm coalesce stream" in done.stdout
+
+
+def test_the_list_names_everything_that_can_be_set():
+    from gpuhmm.coalesce.device.config import DEVICES
+    from gpuhmm.coalesce.drivers import DRIVERS
+    from gpuhmm.coalesce.patterns.registry import PATTERNS
+
+    done = CliRunner().invoke(app, ["coalesce", "--list"])
+    assert done.exit_code == 0, done.output
+    for name in (*DRIVERS, *PATTERNS, *DEVICES):
+        assert f"  {name} " in done.stdout
+    for setting in ("prefetch_threshold=51", "duplicate_ms=2.0", "utlb_outstanding=56", "whole_window=off"):
+        assert setting in done.stdout.replace("\n", " ")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpuhmm.cli.coalesce_list import print_list
+
 if TYPE_CHECKING:
     from gpuhmm.coalesce.experiment import Experiment
     from gpuhmm.coalesce.run import CoalesceRun
@@ -30,6 +32,7 @@ _SWEEP = (
     "Run every combination: batch=64..4096,window=4K..2M (powers of two), request=access|vma (words); "
     "device.NAME sweeps a setting of the device."
 )
+_LIST = "Print all patterns, drivers, devices, layouts and cost models with what can be set, and exit."
 _FOLDER = "Where finished points of a sweep are kept; else in NAME-sweep here, after the source."
 
 
@@ -61,10 +64,12 @@ def coalesce(
     sweep_folder: Annotated[Path | None, typer.Option(help=_FOLDER)] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of a sweep.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
+    list_: Annotated[bool, typer.Option("--list", callback=print_list, is_eager=True, help=_LIST)] = False,
 ) -> None:
     """Replay the faults of a device through the rules of several drivers, and count what they do.
 
     The drivers ask hmm_range_fault over modelled address spaces; the device goes on when they replay.
+    With --list it says which patterns, drivers and settings there are.
 
         gpuhmm coalesce stream
         gpuhmm coalesce sgemm:n=2048 --driver uvm,xe --set uvm.batch=512 --picture sgemm.png

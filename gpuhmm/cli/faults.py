@@ -35,9 +35,7 @@ def faults(
     kernel: Annotated[str, typer.Option(help="Whose rules: v5.18 or v6.1.")] = "v6.1",
     backend: Annotated[str, typer.Option(help="What walks: cpu, reference, cuda or auto.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Seed of random:N.")] = 0,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw it into this file; needs matplotlib, gpuhmm[out].")
-    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw it into this file; needs matplotlib.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
     """Count what serving a device's accesses costs: faults, pages nobody asked for, retries, invalidations.

@@ -36,7 +36,8 @@ class Batch:
     handle_mm_faults: int = 0
     ebusy: int = 0
     read_retries: int = 0
-    #: Pages that faults asked for; pages put into the device page table; those of them nobody asked for.
+    #: Of each range that was mapped: pages that faults named; pages put into the device page table; those of
+    #: them that nobody asked for.  A range that is mapped again counts again.
     pages_asked: int = 0
     pages_mapped: int = 0
     pages_unasked: int = 0

@@ -81,6 +81,16 @@ def test_write_requests_over_copy_on_write_retry():
     assert result.finished
 
 
+@pytest.mark.parametrize(("late", "cancelled"), [("cancel", 1), ("replay", 0)])
+def test_a_range_that_stays_stale_is_cancelled_or_left_for_the_replay(late, cancelled):
+    accesses = [(0, 1, ACCESS_WRITE, 0)]  # copies, and so makes its own first try stale
+    result = run(device(accesses), "forked", {"max_tries": 1, "late": late})
+    assert result.finished
+    assert result.totals["ebusy"] + result.totals["read_retries"] == 1
+    assert result.totals["cancelled"] == cancelled
+    assert result.totals["pages_mapped"] == 1 - cancelled
+
+
 def test_requests_from_the_vma_copy_what_was_only_read():
     by_access = run(device([(0, 1, ACCESS_READ, 0)]), "private-file")
     by_vma = run(device([(0, 1, ACCESS_READ, 0)]), "private-file", {"request": "vma"})
@@ -190,6 +200,8 @@ def test_a_driver_that_never_maps_is_found():
         ({"duplicates": "some"}, "one of page, none"),
         ({"request": "both"}, "one of access, vma"),
         ({"whole_window": "perhaps"}, "on or off"),
+        ({"late": "never"}, "one of cancel, replay"),
+        ({"max_tries": -1}, "0 \\(any number\\) or more"),
         ({"colour": "red"}, "no setting 'colour'"),
     ],
 )

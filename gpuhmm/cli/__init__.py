@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import gpuhmm
+from gpuhmm.cli.batches import batches
 from gpuhmm.cli.bench import bench
 from gpuhmm.cli.capture import capture
 from gpuhmm.cli.coalesce import coalesce
@@ -36,6 +37,7 @@ app.command()(verify)
 app.command()(bench)
 app.command()(faults)
 app.command()(coalesce)
+app.command()(batches)
 app.command()(validate)
 
 

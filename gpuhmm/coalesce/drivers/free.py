@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from errno import EBUSY
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from gpuhmm.vma import VM_WRITE
 DUPLICATES = ("page", "none")
 REQUESTS = ("access", "vma")
 REPLAYS = ("batch", "batch-flush", "once")
+LATE = ("cancel", "replay")
 
 _REQUESTS = np.array(ACCESS_REQUESTS, dtype=np.uint64)
 _WRITE = int(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
@@ -30,7 +32,9 @@ class FreeSettings:
     one call, and with ``whole_window`` every page of it.  ``duplicates``: ``page`` asks once for each page,
     ``none`` serves every fault by itself.  ``request``: what the ``access`` needs, or write wherever the
     ``vma`` may be written.  ``replay``: after each ``batch``, with a flush of the buffer before it
-    (``batch-flush``), or ``once`` when the buffer is empty.  ``timeout_ms`` bounds the retries of a range.
+    (``batch-flush``), or ``once`` when the buffer is empty.  A range that was invalidated meanwhile is asked
+    for again, at most ``max_tries`` times (0: any number) and for ``timeout_ms``; one that stays stale is
+    cancelled or left to fault again after the replay (``late``: ``cancel`` or ``replay``).
     """
 
     batch: int = 256
@@ -40,17 +44,26 @@ class FreeSettings:
     request: str = "access"
     replay: str = "batch-flush"
     timeout_ms: int = 1000
+    max_tries: int = 0
+    late: str = "cancel"
 
     def __post_init__(self) -> None:
         if self.batch < 0:
             raise ValueError(f"batch must be 0 (the whole buffer) or more (got {self.batch})")
         if self.window < 4096 or self.window & (self.window - 1) or self.window > 1 << 30:
             raise ValueError(f"window must be a power of two from 4K to 1G (got {self.window})")
-        for name, known in (("duplicates", DUPLICATES), ("request", REQUESTS), ("replay", REPLAYS)):
+        for name, known in (
+            ("duplicates", DUPLICATES),
+            ("request", REQUESTS),
+            ("replay", REPLAYS),
+            ("late", LATE),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)} (got {getattr(self, name)!r})")
         if self.timeout_ms < 1:
             raise ValueError(f"timeout_ms must be at least 1 (got {self.timeout_ms})")
+        if self.max_tries < 0:
+            raise ValueError(f"max_tries must be 0 (any number) or more (got {self.max_tries})")
 
 
 @dataclass
@@ -135,8 +148,13 @@ class FreeDriver:
             words,
             map_pages=None if self.settings.whole_window else asked,
         )
-        (ret,) = serve_ranges(service, [request], timeout_ns=self.settings.timeout_ms * 1_000_000)
-        if ret:
+        (ret,) = serve_ranges(
+            service,
+            [request],
+            timeout_ns=self.settings.timeout_ms * 1_000_000,
+            max_tries=self.settings.max_tries or None,
+        )
+        if ret and not (ret == -EBUSY and self.settings.late == "replay"):
             for place in np.flatnonzero(asked):
                 service.cancel(space, start + (int(place) << 12))
 

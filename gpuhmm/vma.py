@@ -187,6 +187,17 @@ class VmaList:
         self.split_at(end)
         return [vma for vma in self._vmas if start <= vma.start and vma.end <= end]
 
+    def merge(self, start: int, end: int) -> None:
+        """Join areas that touch within ``[start, end]`` and differ in nothing but place (vma_merge)."""
+        joined: list[Vma] = []
+        for vma in self._vmas:
+            left = joined[-1] if joined else None
+            if left is not None and start <= vma.start <= end and _continues(left, vma):
+                joined[-1] = replace(left, end=vma.end)
+            else:
+                joined.append(vma)
+        self._replace(joined)
+
     def remove(self, start: int, end: int) -> None:
         """Drop everything in ``[start, end)``."""
         gone = set(self.cover(start, end))
@@ -198,3 +209,13 @@ class VmaList:
         self._replace(
             [replace(vma, flags=vma.flags & keep | add) if vma in inside else vma for vma in self._vmas]
         )
+
+
+def _continues(left: Vma, right: Vma) -> bool:
+    """True if ``right`` is to ``left`` what the second half of a split area is to the first."""
+    return (
+        left.end == right.start
+        and (left.flags, left.page_shift, left.page_prot) == (right.flags, right.page_shift, right.page_prot)
+        and left.file is right.file
+        and left.index(right.start) == right.pgoff
+    )

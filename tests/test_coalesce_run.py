@@ -14,6 +14,7 @@ from gpuhmm.coalesce.run import coalesce
 from gpuhmm.coalesce.spaces import spaces_over
 from gpuhmm.errors import LivelockError
 from gpuhmm.mirror.page_table import DPT_PFN, DPT_VALID, DPT_WRITE
+from gpuhmm.vma import VM_READ
 
 BASE = 1 << 40
 PAGE = 4096
@@ -234,3 +235,30 @@ def test_areas_must_fit_their_spaces():
 def test_bad_areas(listed, words):
     with pytest.raises(ValueError, match=words):
         DeviceAreas(listed)
+
+
+@pytest.mark.parametrize("layout", ["written", "private-file", "untouched-huge"])
+def test_what_the_cpu_protects_is_one_area_afterwards(layout):
+    made = areas(64)
+    (space,) = spaces_over(made, layout)
+    before = list(space.vmas)
+    CpuActivity([space], made, per_ms=100, operation="protect", npages=3).run(10**7)
+    assert list(space.vmas) == before
+    assert [vma.pgoff for vma in space.vmas] == [vma.pgoff for vma in before]
+
+
+def test_the_cpu_gives_back_what_areas_had():
+    made = areas(64)
+    (space,) = spaces_over(made, "written")
+    space.mprotect(BASE + 16 * PAGE, BASE + 32 * PAGE, VM_READ)
+    space.mprotect(BASE + 32 * PAGE, BASE + 48 * PAGE, 0)
+    before = list(space.vmas)
+    CpuActivity([space], made, per_ms=100, operation="protect", npages=30).run(10**6)
+    assert list(space.vmas) == before
+
+
+def test_numbers_of_spaces_that_no_area_uses_cost_nothing():
+    made = DeviceAreas([Area(3, BASE, BASE + PAGE), Area(65535, BASE, BASE + PAGE)])
+    spaces = spaces_over(made)
+    assert len(spaces) == 65536
+    assert len({id(space) for space in spaces}) == 3

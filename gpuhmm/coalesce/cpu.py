@@ -19,7 +19,9 @@ from gpuhmm.memory import (
     swap_out,
 )
 from gpuhmm.space import AddressSpace
-from gpuhmm.vma import VM_READ, VM_WRITE
+from gpuhmm.vma import VM_EXEC, VM_READ, VM_WRITE
+
+_PROT = VM_READ | VM_WRITE | VM_EXEC
 
 Operation = Callable[[AddressSpace, int, int], None]
 
@@ -29,8 +31,17 @@ def _dontneed(mm: AddressSpace, start: int, end: int) -> None:
 
 
 def _protect(mm: AddressSpace, start: int, end: int) -> None:
-    mprotect(mm, start, end, VM_READ)
-    mprotect(mm, start, end, VM_READ | VM_WRITE)
+    """Take the right to write away, and give every area back what it had; Linux joins what that split."""
+    had = [
+        (max(vma.start, start), min(vma.end, end), vma.flags & _PROT)
+        for vma in mm.vmas
+        if vma.start < end and start < vma.end and vma.flags & VM_WRITE
+    ]
+    for low, high, _ in had:
+        mprotect(mm, low, high, VM_READ)
+    for low, high, prot in had:
+        mprotect(mm, low, high, prot)
+        mm.vmas.merge(low, high)
 
 
 def _migrate(mm: AddressSpace, start: int, end: int) -> None:

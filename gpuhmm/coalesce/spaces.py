@@ -17,15 +17,20 @@ def spaces_over(
 ) -> list[AddressSpace]:
     """Return a space for each number that ``areas`` uses, with a VMA filled by ``layout`` over each area.
 
-    All spaces are on one machine.  ValueError for a layout that there is not.
+    All spaces are on one machine.  Numbers that no area uses share one empty space.  ValueError for a
+    layout that there is not.
     """
     filled = layout_named(layout)
     memory = PhysicalMemory()
     count = int(areas.spaces.max(initial=0)) + 1
     levels = 5 if int(areas.ends.max(initial=0)) > 1 << 47 else 4
-    spaces = [
-        AddressSpace(levels=levels, kernel=kernel, faults=FaultModel(), memory=memory) for _ in range(count)
-    ]
+
+    def space() -> AddressSpace:
+        return AddressSpace(levels=levels, kernel=kernel, faults=FaultModel(), memory=memory)
+
+    unused = space()
+    used = set(areas.spaces.tolist())
+    spaces = [space() if number in used else unused for number in range(count)]
     for area in areas.areas:
         filled.fill(spaces[area.space], area.start, area.end)
     return spaces

@@ -32,7 +32,11 @@ from gpuhmm.coalesce.uvm.replay import (
 )
 from gpuhmm.coalesce.uvm.sort import SortedEntry, count_duplicates, sort_representatives
 from gpuhmm.coalesce.uvm.thrashing import SpaceThrashing
+from gpuhmm.errors import LivelockError
 from gpuhmm.vma import VM_READ, VM_WRITE, Vma
+
+#: Times in a row that a block is serviced anew; the driver has no such bound.
+MAX_TRIES = 1000
 
 REPLAYS = ("block", "batch", "batch-flush", "once")
 
@@ -80,7 +84,8 @@ class _BatchState:
     """What the driver counts while it services a batch."""
 
     invalid_prefetches: int = 0
-    throttled: bool = False
+    #: When the last page that was held off may be served, 0 if none was.
+    throttled_until: int = 0
     fatal: bool = False
 
 
@@ -109,6 +114,7 @@ class UvmDriver:
 
         Follows uvm_parent_gpu_service_replayable_faults.
         """
+        began = service.clock
         service.spend("interrupt")
         policy, batches, throttled, replays = self.settings.replay, 0, 0, 0
         while batches < self.settings.max_batches and throttled < self.settings.max_throttle:
@@ -129,21 +135,32 @@ class UvmDriver:
             replayed = service.batch.replays
             self._service_batch(service, ordered, state)
             self._note_prefetches(service, state)
-            if state.fatal:
-                service.replay()  # cancelling the faults replays the rest
-            elif policy == "batch":
-                service.replay()
-            elif policy == "batch-flush":
-                if updates_put(count_duplicates(ordered), cached, self.settings.update_put_ratio):
-                    self._put = service.read_put()
-                service.flush(self._put)
-                service.replay()
-            throttled += state.throttled
-            batches += 1
             replays += service.batch.replays - replayed
+            if state.fatal:
+                # The driver does not count the replay that cancels the faults.
+                self._flush(service, fresh=True)
+            else:
+                if policy == "batch":
+                    service.replay()
+                elif policy == "batch-flush":
+                    duplicates = count_duplicates(ordered)
+                    self._flush(service, updates_put(duplicates, cached, self.settings.update_put_ratio))
+                replays += policy in ("batch", "batch-flush")
+                throttled += state.throttled_until > 0
+            if service.clock == began:
+                # Where nothing takes time, only this ends what holds pages off.
+                service.wait(max(state.throttled_until - service.clock, 0))
+            batches += 1
             service.end_batch()
         if policy == "once" or replays == 0:
             service.replay()
+
+    def _flush(self, service: FaultService, fresh: bool) -> None:
+        """Drop what is in the buffer up to PUT, which is read first if ``fresh``, and replay."""
+        if fresh:
+            self._put = service.read_put()
+        service.flush(self._put)
+        service.replay()
 
     def _note_prefetches(self, service: FaultService, state: _BatchState) -> None:
         self.prefetch_faults.after_batch(state.invalid_prefetches, service.clock)
@@ -172,9 +189,12 @@ class UvmDriver:
             if alone:
                 self._finish(service, waiting, state)
                 waiting = []
-                if self.settings.replay == "block" and not state.fatal:
-                    service.replay()
+                self._replay_block(service, state)
         self._finish(service, waiting, state)
+
+    def _replay_block(self, service: FaultService, state: _BatchState) -> None:
+        if self.settings.replay == "block" and not state.fatal:
+            service.replay()
 
     def _blocks_of(
         self, service: FaultService, ordered: list[SortedEntry], state: _BatchState
@@ -188,7 +208,11 @@ class UvmDriver:
             entry = ordered[at].entry
             vma = service.vma(entry.space, entry.va)
             if vma is None:
+                if ordered[at].duplicate and ordered[at - 1].entry.access == ACCESS_PREFETCH:
+                    # Marked for the fault before and for itself: the driver counts it twice.
+                    state.invalid_prefetches += entry.instances
                 self._unserviceable(service, ordered[at], state)
+                self._replay_block(service, state)
                 at += 1
                 continue
             end = min((entry.va | ((1 << 21) - 1)) + 1, vma.end)
@@ -218,12 +242,17 @@ class UvmDriver:
                 thrashing = self._thrashing.setdefault(entry.space, SpaceThrashing())
             self._blocks[key] = VaBlock(service, *key, self.settings, thrashing)
         prepared = BlockService(service, self._blocks[key], vma)
+        fatal = invalid = False
         for item in entries:
-            if item.duplicate:
+            if item.duplicate and not fatal:
+                # What follows an invalid prefetch of the page is one, too.
+                state.invalid_prefetches += item.entry.instances * invalid
                 continue
             access = self._permitted(service, item, vma, state)
+            invalid = access is None and item.entry.access == ACCESS_PREFETCH
+            fatal = access != item.entry.access and not invalid
             if access is not None:
-                state.throttled |= prepared.add(item.entry.va, access)
+                state.throttled_until = max(state.throttled_until, prepared.add(item.entry.va, access))
         return prepared
 
     def _permitted(
@@ -241,7 +270,9 @@ class UvmDriver:
     def _finish(self, service: FaultService, prepared: list[BlockService], state: _BatchState) -> None:
         """Ask HMM for the blocks and map what it grants; a block that was invalidated is done again."""
         waiting = [block for block in prepared if block.faulted.any()]
-        while waiting:
+        for _ in range(MAX_TRIES):
+            if not waiting:
+                return
             requests = [block.request() for block in waiting]
             rets = serve_ranges(service, requests, timeout_ns=None, max_tries=1)
             again = []
@@ -256,3 +287,8 @@ class UvmDriver:
                 else:
                     block.mapped()
             waiting = again
+        if waiting:
+            raise LivelockError(
+                f"driver uvm serviced the block at {waiting[0].block.start:#x} {MAX_TRIES} times in a row, "
+                "always with an invalidation meanwhile: the CPU is faster than it"
+            )

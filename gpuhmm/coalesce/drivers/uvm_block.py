@@ -91,19 +91,20 @@ class BlockService:
         self._entries = block.entries()
         self._mapped: npt.NDArray[np.bool_] = self.faulted
 
-    def add(self, va: int, access: int) -> bool:
-        """Take a fault in, unless the GPU may do that already; return True if it is throttled."""
+    def add(self, va: int, access: int) -> int:
+        """Take a fault in, unless the GPU may do that already; return until when it is throttled, or 0."""
         page = (va - self.block.start) >> 12
         need = ACCESS_NEEDS[access]
         if self._entries[page] & need == need:
-            return False
-        thrashing = self.block.thrashing
-        if thrashing is not None and thrashing.hint(page, GPU, self._service.clock).kind == HintKind.THROTTLE:
-            self._service.batch.throttled += 1
-            return True
+            return 0
+        if self.block.thrashing is not None:
+            hint = self.block.thrashing.hint(page, GPU, self._service.clock)
+            if hint.kind == HintKind.THROTTLE:
+                self._service.batch.throttled += 1
+                return max(hint.until, 1)
         self.faulted[page] = True
         self._access[page] = access
-        return False
+        return 0
 
     def refresh(self) -> bool:
         """Look again at what the GPU has, as the driver does when it services a block anew.

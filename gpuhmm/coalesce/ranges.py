@@ -81,13 +81,14 @@ def serve_ranges(
     while waiting:
         now, rest = _round(waiting, alone=service.cpu is not None)
         stale = ask_ranges(service, now, map_answers=map_answers)
-        waiting = rest
+        again = []
         for request in stale:
             late = deadline is not None and service.clock > deadline
             if late or (max_tries is not None and request.tries >= max_tries):
                 request.ret = -EBUSY
             else:
-                waiting.insert(0, request)
+                again.append(request)
+        waiting = again + rest
     return [request.ret for request in requests]
 
 

@@ -164,6 +164,8 @@ class FaultService:
             last.invalidated_pages += self.batch.invalidated_pages
             last.replays += self.batch.replays
             last.flushed += self.batch.flushed
+            last.overflows += self.device.counters.overflows - self._overflows
+            self.timeline.end(len(self.batches))
 
     # -- address spaces and the device page table ---------------------------------------------
 

@@ -66,6 +66,13 @@ class Timeline:
         self._faults.append(entries)
         self._batches.append(batch)
 
+    def end(self, batches: int) -> None:
+        """Let what came after the last of so many batches, at least one, belong to that."""
+        at = len(self._marks)
+        while at and self._marks[at - 1][3] >= batches:
+            at -= 1
+            self._marks[at] = (*self._marks[at][:3], batches - 1, *self._marks[at][4:])
+
     def marks(self) -> npt.NDArray[np.void]:
         """Return the marks in the order in which they were made: MARK_DTYPE[n]."""
         return np.array(self._marks, dtype=MARK_DTYPE)

@@ -14,7 +14,7 @@ from gpuhmm.coalesce.run import coalesce
 from gpuhmm.coalesce.spaces import spaces_over
 from gpuhmm.errors import LivelockError
 from gpuhmm.mirror.page_table import DPT_PFN, DPT_VALID, DPT_WRITE
-from gpuhmm.vma import VM_READ
+from gpuhmm.vma import VM_READ, VM_WRITE
 
 BASE = 1 << 40
 PAGE = 4096
@@ -262,3 +262,15 @@ def test_numbers_of_spaces_that_no_area_uses_cost_nothing():
     spaces = spaces_over(made)
     assert len(spaces) == 65536
     assert len({id(space) for space in spaces}) == 3
+
+
+@pytest.mark.parametrize("window", ["4K", "64K", "2M", "4M"])
+def test_the_free_driver_asks_for_huge_pages_of_a_pool(window):
+    a_device = device([(0, 5, ACCESS_READ, 0), (0, 700, ACCESS_WRITE, 0)])
+    spaces = spaces_over(a_device.areas, "untouched")
+    spaces[0].munmap(BASE, BASE + 2048 * PAGE)
+    spaces[0].mmap(BASE, BASE + 2048 * PAGE, VM_READ | VM_WRITE, page_shift=21)
+    chosen = driver_named("free", {"window": window})
+    result = coalesce(a_device, spaces, chosen, backend="cpu", max_batches=5)
+    assert result.finished
+    assert result.totals["pages_mapped"] == 2

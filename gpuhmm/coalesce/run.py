@@ -23,8 +23,8 @@ from gpuhmm.errors import LivelockError
 from gpuhmm.kernels.paths import one_thread_below
 from gpuhmm.space import AddressSpace
 
-#: Interrupts in a row that neither map nor cancel anything, after which a run is taken for a livelock.
-MAX_FUTILE_INTERRUPTS = 10_000
+#: Batches in a row that neither map nor cancel anything, after which a run is taken for a livelock.
+MAX_FUTILE_BATCHES = 10_000
 
 #: Batches of a driver below this many pages are walked by one thread.
 _ONE_THREAD_PAGES = 1 << 20
@@ -106,11 +106,11 @@ def _serve_all(
         service.run_cpu()
         driver.serve(service)
         now = _reached(service, served)
-        futile = futile + 1 if now == reached else 0
+        futile = futile + max(len(service.batches) - served, 1) if now == reached else 0
         reached = now
-        if futile > MAX_FUTILE_INTERRUPTS:
+        if futile > MAX_FUTILE_BATCHES:
             raise LivelockError(
-                f"driver {driver.name} served {futile} interrupts without mapping or cancelling a page"
+                f"driver {driver.name} served {futile} batches without mapping or cancelling a page"
             )
         if progress is not None:
             progress(len(service.batches))

@@ -13,7 +13,7 @@ from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.notifier import MmuIntervalNotifier
-from gpuhmm.vma import VM_WRITE
+from gpuhmm.vma import VM_WRITE, Vma
 
 DUPLICATES = ("page", "none")
 REQUESTS = ("access", "vma")
@@ -125,20 +125,25 @@ class FreeDriver:
             here, faults = faults[inside], faults[~inside]
             if vma is not None:
                 start, end = max(low, vma.start), min(past, vma.end)
-                self._serve_piece(service, here, space, start, end, bool(vma.flags & VM_WRITE))
+                self._serve_piece(service, here, space, start, end, vma)
             va = int(faults.va[0]) if len(faults) else past
 
     def _serve_piece(
-        self, service: FaultService, faults: FaultTrace, space: int, start: int, end: int, writable: bool
+        self, service: FaultService, faults: FaultTrace, space: int, start: int, end: int, vma: Vma
     ) -> None:
         places = ((faults.va - np.uint64(start)) >> np.uint64(12)).astype(np.int64)
         words = np.zeros((end - start) >> 12, dtype=np.uint64)
         np.bitwise_or.at(words, places, _REQUESTS[faults.access])
         asked = words != 0
         if self.settings.request == "vma":
-            words[asked] = _WRITE if writable else int(HMM_PFN_REQ_FAULT)
+            words[asked] = _WRITE if vma.flags & VM_WRITE else int(HMM_PFN_REQ_FAULT)
         if self.settings.whole_window:
             words[:] = np.bitwise_or.reduce(words)
+        if vma.is_hugetlb:
+            # hmm_range_fault() looks only at the request of the first page that it walks of each huge one.
+            firsts = np.arange(start, end, 1 << 12) >> vma.page_shift
+            edges = np.flatnonzero(np.diff(firsts, prepend=-1))
+            words[edges] = np.bitwise_or.reduceat(words, edges)
         request = RangeRequest(
             space,
             start,

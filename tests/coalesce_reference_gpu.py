@@ -82,6 +82,7 @@ class ReferenceGpu:
         self.same = self.cross = self.refaults = self.overflows = self.accesses = self.hits = 0
         self.most = 0
         self.gmmu_free = 0
+        self.prefetches = True
         self.replays: list[int] = []
         self.utlbs = [Utlb(number, skews[number]) for number in range(config.utlbs)]
         self.queues: list[list[Warp]] = [[] for _ in range(config.sms)]
@@ -311,6 +312,8 @@ class ReferenceGpu:
                 utlb.free += self.c.hit_interval_ns
                 if access:
                     warp.data = max(warp.data, utlb.free + self.c.access_latency_ns)
+            elif not access and not self.prefetches:
+                utlb.free += self.c.hit_interval_ns
             elif access and len(utlb.out) == self.c.utlb_outstanding:
                 utlb.blocked = True
                 return

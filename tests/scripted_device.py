@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpuhmm.coalesce.access import ACCESS_NEEDS
+from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_PREFETCH
 from gpuhmm.coalesce.areas import DeviceAreas
 from gpuhmm.coalesce.device.protocol import DeviceCounters
 from gpuhmm.coalesce.trace import FaultTrace
@@ -29,6 +29,7 @@ class ScriptedDevice:
         self.outstanding: list[tuple[int, int, int, int]] = []
         self.entries: list[tuple[int, int, int, int]] = []
         self.get = 0
+        self.prefetches = True
 
     def _make(self, access: tuple[int, int, int, int]) -> None:
         time, va, kind, utlb = access
@@ -38,6 +39,8 @@ class ScriptedDevice:
         place = self.areas.place(0, va)
         if self.areas.entries[place] & ACCESS_NEEDS[kind] == ACCESS_NEEDS[kind]:
             self.counters.hits += 1
+            return
+        if kind == ACCESS_PREFETCH and not self.prefetches:
             return
         self.outstanding.append(access)
         if len(self.entries) - self.get < self.buffer_entries:
@@ -81,6 +84,9 @@ class ScriptedDevice:
         again, self.outstanding = self.outstanding, []
         for _, va, kind, utlb in again:
             self._make((now, va, kind, utlb))
+
+    def report_prefetches(self, wanted: bool) -> None:
+        self.prefetches = wanted
 
     def stalled(self) -> int:
         return len(self.outstanding)

@@ -249,6 +249,8 @@ def test_the_compiled_device_does_what_plain_objects_do(
         read = get
         device.write_get(get)
         plain.get = get
+        plain.prefetches = data.draw(st.booleans(), label="prefetches")
+        device.report_prefetches(plain.prefetches)
         for _ in range(data.draw(st.integers(1, 2), label="replays")):
             device.replay(now)
             plain.replay(now)

@@ -10,10 +10,12 @@ from scripted_device import ScriptedDevice
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_READ, ACCESS_WRITE
 from gpuhmm.coalesce.areas import Area, DeviceAreas
+from gpuhmm.coalesce.device.recorded import RecordedDevice
 from gpuhmm.coalesce.drivers import driver_named
 from gpuhmm.coalesce.run import coalesce
 from gpuhmm.coalesce.spaces import spaces_over
-from gpuhmm.mirror.page_table import DPT_WRITE
+from gpuhmm.coalesce.trace import FaultTrace
+from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE
 from gpuhmm.vma import VM_READ, VM_WRITE
 
 BASE = 1 << 40
@@ -167,6 +169,24 @@ def test_an_address_without_a_vma_is_cancelled():
     result = run(a_device, spaces=spaces)
     assert result.totals["cancelled"] == 1
     assert result.totals["pages_mapped"] == 1
+
+
+@pytest.mark.parametrize(("count", "off"), [(171, True), (170, False)])
+def test_too_many_invalid_prefetches_turn_their_faults_off(count, off):
+    """More than two thirds of a batch of 256, and on again after a second."""
+    later = 2 * 10**9
+    trace = FaultTrace.of(
+        time=[0] * count + [10**6, later, later + 10**6],
+        va=BASE + PAGE * np.array([*range(512, 512 + count), 0, 1, 2], dtype=np.uint64),
+        access=[0] * count + [0, 1, 0],
+    )
+    areas = DeviceAreas([Area(0, BASE, BASE + 1024 * PAGE)])
+    spaces = spaces_over(areas, "written")
+    spaces[0].munmap(BASE + 512 * PAGE, BASE + 1024 * PAGE)
+    a_device = RecordedDevice(trace, areas)
+    result = run(a_device, spaces=spaces)
+    assert result.finished
+    assert (a_device.areas.entries[:3] & DPT_VALID != 0).tolist() == [not off, True, True]
 
 
 def test_its_own_copies_invalidate_a_block_and_it_is_done_again():

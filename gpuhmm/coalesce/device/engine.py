@@ -33,6 +33,7 @@ from gpuhmm.coalesce.device.machine import (
     OP_ACCESS,
     OUTSTANDING,
     OVERFLOWS,
+    PREFETCHES,
     PUT,
     QUEUE,
     REFAULTS,
@@ -265,6 +266,8 @@ def _serve(m, entries, utlb, time, limit, horizon):
                 m.warp[slot, W_DATA] = max(m.warp[slot, W_DATA], now + m.device[ACCESS_LATENCY])
         elif now > time:
             break  # others may act before
+        elif access == _PREFETCH and m.device[PREFETCHES] == 0:
+            now += m.device[HIT_INTERVAL]  # nobody hears of it
         elif access != _PREFETCH and m.utlb[utlb, U_OUT_COUNT] == m.device[OUTSTANDING]:
             m.utlb[utlb, U_BLOCKED] = 1
             break

@@ -19,6 +19,7 @@ from gpuhmm.coalesce.device.machine import (
     KERNEL,
     NEVER,
     OVERFLOWS,
+    PREFETCHES,
     PUT,
     REFAULTS,
     SAME_UTLB,
@@ -146,6 +147,10 @@ class Gpu:
         self._run(now, False)
         send_replay(self._machine, now)
         self._replays += 1
+
+    def report_prefetches(self, wanted: bool) -> None:
+        """Write faults of prefetches into the buffer, or drop them from now on."""
+        self._machine.device[PREFETCHES] = int(wanted)
 
     def stalled(self) -> int:
         """Accesses that wait for a replay, or for their turn after one."""

@@ -29,8 +29,10 @@ GET, PUT, KERNEL, NEXT_BLOCK, BLOCKS_LEFT, STARTED, REPLAYS = range(17, 24)
 SAME_UTLB, CROSS_UTLB, REFAULTS, OVERFLOWS, ACCESSES, HITS, STALLED = range(24, 31)
 #: When the GMMU can write the next fault.
 GMMU_FREE = 31
+#: Whether faults of prefetches are written.
+PREFETCHES = 32
 #: When each replay was asked for, by its number modulo REPLAYS_UNDER_WAY.
-REPLAY_TIMES = 32
+REPLAY_TIMES = 33
 
 #: Columns of kernels: first block, threads of a block, blocks on an SM at once.
 K_BLOCKS, K_THREADS, K_RESIDENCY = range(3)
@@ -130,6 +132,7 @@ def machine(config: DeviceConfig, program: Program, npages: int, seed: int) -> M
         config.launch_latency_ns,
         seed,
     ]
+    device[PREFETCHES] = 1
     kernels = zeros(program.kernels + 1, 3)
     kernels[:, K_BLOCKS] = program.kernel_blocks
     kernels[:-1, K_THREADS] = program.kernel_threads

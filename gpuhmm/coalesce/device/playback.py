@@ -14,10 +14,11 @@ from gpuhmm.kernels.compile_cache import cached
 _NEEDS = np.array(ACCESS_NEEDS, dtype=np.uint64)
 
 #: Places of :attr:`Playback.numbers`: the next fault of the trace, counts of the buffer, faults that wait for
-#: a replay, those to be written again (first and past the last of a queue), counters, and limits.
+#: a replay, those to be written again (first and past the last of a queue), counters, limits, and
+#: whether faults of prefetches are written.
 P_NEXT, P_GET, P_PUT, P_WAITING, P_SCHEDULED_FIRST, P_SCHEDULED_PAST = range(6)
 P_FAULTS, P_REFAULTS, P_OVERFLOWS, P_HITS, P_SAME, P_CROSS = range(6, 12)
-P_BUFFER, P_LATENCY = 12, 13
+P_BUFFER, P_LATENCY, P_PREFETCHES = range(12, 15)
 
 I64 = npt.NDArray[np.int64]
 
@@ -88,6 +89,8 @@ def _play(p, entries, limit, until_fault):
             n[P_NEXT] += 1
             needs = _NEEDS[p.access[row]]
             n[P_HITS] += entries[p.place[row]] & needs == needs
+            if p.access[row] == ACCESS_PREFETCH and n[P_PREFETCHES] == 0:
+                continue
             if p.pair_out[p.pair[row]] > 0:
                 n[P_SAME] += 1
             elif p.page_out[p.place[row]] > 0:

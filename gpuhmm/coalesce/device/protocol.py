@@ -75,6 +75,10 @@ class FaultingDevice(Protocol):
         """Let every stalled access be made again, from ``now`` on; those still unmapped fault again."""
         ...
 
+    def report_prefetches(self, wanted: bool) -> None:
+        """Write faults of prefetches into the buffer, as at the beginning, or drop them from now on."""
+        ...
+
     def stalled(self) -> int:
         """Accesses that wait for a replay."""
         ...

@@ -12,6 +12,7 @@ from gpuhmm.coalesce.device.playback import (
     P_HITS,
     P_NEXT,
     P_OVERFLOWS,
+    P_PREFETCHES,
     P_PUT,
     P_REFAULTS,
     P_SAME,
@@ -73,7 +74,7 @@ class RecordedDevice:
         pair = np.unique(pairs, return_inverse=True)[1].astype(np.int64)
         count = len(trace)
         self._state = Playback(
-            numbers=np.array([*[0] * (P_CROSS + 1), buffer_entries, replay_latency_ns], dtype=np.int64),
+            numbers=np.array([*[0] * (P_CROSS + 1), buffer_entries, replay_latency_ns, 1], dtype=np.int64),
             time=(trace.time - trace.time[:1]).astype(np.int64),
             place=places,
             access=trace.access,
@@ -135,6 +136,10 @@ class RecordedDevice:
         self._go_on(now)
         send_replay(self._state, self.areas.entries, now)
         self._replays += 1
+
+    def report_prefetches(self, wanted: bool) -> None:
+        """Write recorded faults of prefetches into the buffer, or leave them out from now on."""
+        self._numbers[P_PREFETCHES] = int(wanted)
 
     def stalled(self) -> int:
         """Faults that are in the buffer, wait for a replay, or are about to be written again."""

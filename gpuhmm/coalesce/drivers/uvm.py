@@ -163,7 +163,8 @@ class UvmDriver:
         service.replay()
 
     def _note_prefetches(self, service: FaultService, state: _BatchState) -> None:
-        self.prefetch_faults.after_batch(state.invalid_prefetches, service.clock)
+        wanted = self.prefetch_faults.after_batch(state.invalid_prefetches, service.clock)
+        service.device.report_prefetches(wanted)
 
     def _unpin(self, service: FaultService) -> None:
         """Take from the GPU the pages whose pin is over; a timer does it in the driver."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_WRITE
-from gpuhmm.coalesce.areas import BLOCK_SHIFT
+from gpuhmm.coalesce.areas import BLOCK_SHIFT, DPT_CANCELLED
 from gpuhmm.coalesce.ranges import RangeRequest
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.uvm.prefetch import BlockPrefetch
@@ -47,8 +47,6 @@ class VaBlock:
         self.start = number << BLOCK_SHIFT
         self.end = self.start + (1 << BLOCK_SHIFT)
         self.settings = settings
-        #: Invalidations so far, which the driver compares beside the notifier's sequence.
-        self.changed = 0
         self.prefetch = BlockPrefetch(settings.prefetch_min_faults, settings.prefetch_threshold)
         #: None where thrashing is not looked for.
         self.thrashing = None if thrashing is None else BlockThrashing(thrashing)
@@ -57,7 +55,6 @@ class VaBlock:
         self.notifier = service.notifier(space, self.start, self.end, self._invalidated)
 
     def _invalidated(self, start: int, end: int) -> None:
-        self.changed += 1
         taken = np.zeros(BLOCK_PAGES, dtype=np.bool_)
         taken[(start - self.start) >> 12 : (end - self.start) >> 12] = True
         self.moved(taken & (self.entries() & DPT_VALID != 0), CPU)
@@ -146,7 +143,7 @@ class BlockService:
             return np.zeros(BLOCK_PAGES, dtype=np.bool_)
         first = max(self.vma.start - self.block.start, 0) >> 12
         outer = min(self.vma.end - self.block.start, 1 << BLOCK_SHIFT) >> 12
-        resident = (self._entries & DPT_VALID) != 0
+        resident = (self._entries & (DPT_VALID | DPT_CANCELLED)) == DPT_VALID
         thrashing = None if self.block.thrashing is None else self.block.thrashing.thrashing_pages()
         wanted = self.block.prefetch.hint(GPU, self.faulted, resident, thrashing, first=first, outer=outer)
         return wanted & ~resident

@@ -100,7 +100,7 @@ def _print(rows: list[Row], title: str) -> None:
     from gpuhmm.coalesce.validate.report import number
 
     console = Console(highlight=False)
-    console.width = max(console.width, 120)  # a table that is cut tells nothing
+    console.width = max(console.width, 150)  # a table that is cut tells nothing
     table = Table(box=None, pad_edge=False)
     for name in ("row", "published", "model", "tolerance", "", "source"):
         table.add_column(

@@ -6,7 +6,7 @@ Source: include/linux/mm.h, mm/mmap.c (v5.18).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -116,6 +116,16 @@ class Vma:
         return self.pgoff + ((va - self.start) >> 12)
 
 
+def _check_apart(vmas: Sequence[Vma]) -> None:
+    """ValueError unless areas, sorted by their starts, do not overlap."""
+    for left, right in pairwise(vmas):
+        if right.start < left.end:
+            raise ValueError(
+                f"VMAs must not overlap (got [{left.start:#x}, {left.end:#x}) "
+                f"and [{right.start:#x}, {right.end:#x}))"
+            )
+
+
 class VmaList:
     """The areas of one address space, sorted and disjoint, with their columns as arrays.
 
@@ -127,12 +137,7 @@ class VmaList:
         self._replace(sorted(vmas))
 
     def _replace(self, vmas: list[Vma]) -> None:
-        for left, right in pairwise(vmas):
-            if right.start < left.end:
-                raise ValueError(
-                    f"VMAs must not overlap (got [{left.start:#x}, {left.end:#x}) "
-                    f"and [{right.start:#x}, {right.end:#x}))"
-                )
+        _check_apart(vmas)
         self._vmas = vmas
         self._starts = [vma.start for vma in vmas]
         self._columns: npt.NDArray[np.uint64] | None = None
@@ -167,7 +172,11 @@ class VmaList:
 
     def add(self, vma: Vma) -> None:
         """Add one area.  ValueError if it overlaps another."""
-        self._replace(sorted([*self._vmas, vma]))
+        at = bisect_right(self._starts, vma.start)
+        _check_apart([*self._vmas[max(at - 1, 0) : at], vma, *self._vmas[at : at + 1]])
+        self._vmas.insert(at, vma)
+        self._starts.insert(at, vma.start)
+        self._columns = None
 
     def replace(self, old: Vma, new: Vma) -> None:
         """Put ``new`` in place of ``old``, which must be in the list."""

@@ -6,6 +6,7 @@ and no search.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class DeviceAreas:
         self.starts = np.array([area.start for area in areas], dtype=np.uint64)
         self.ends = np.array([area.end for area in areas], dtype=np.uint64)
         self.spaces = np.array([area.space for area in areas], dtype=np.uint16)
+        self._ends = [(area.space, area.end) for area in areas]
         pages = np.array([area.npages for area in areas], dtype=np.int64)
         self.firsts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(pages)))
         self.npages = int(self.firsts[-1])
@@ -76,9 +78,8 @@ class DeviceAreas:
 
     def place(self, space: int, va: int) -> int:
         """Return the number of the page at ``va``, or -1 if no area holds it."""
-        for index, area in enumerate(self.areas):
-            if area.space == space and area.start <= va < area.end:
-                return int(self.firsts[index]) + ((va - area.start) >> 12)
+        for _, first, _past in self.pieces(space, va, va + 1):
+            return first
         return -1
 
     def places(self, space: npt.NDArray[np.uint16], va: Words) -> npt.NDArray[np.int64]:
@@ -100,11 +101,14 @@ class DeviceAreas:
     def pieces(self, space: int, start: int, end: int) -> list[tuple[int, int, int]]:
         """Return what the areas hold of ``[start, end)``: (address, first page number, past the last)."""
         found = []
-        for index, area in enumerate(self.areas):
+        # The first area that ends beyond the start: areas lie apart, so that their ends are in order too.
+        for index in range(bisect_right(self._ends, (space, start)), len(self.areas)):
+            area = self.areas[index]
             low, high = max(start, area.start), min(end, area.end)
-            if area.space == space and low < high:
-                first = int(self.firsts[index]) + ((low - area.start) >> 12)
-                found.append((low, first, first + ((high - low) >> 12)))
+            if area.space != space or low >= high:
+                break
+            first = int(self.firsts[index]) + ((low - area.start) >> 12)
+            found.append((low, first, first + ((high - low) >> 12)))
         return found
 
     def erase(self, space: int, start: int, end: int) -> int:

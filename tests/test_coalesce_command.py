@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gpuhmm.cli import app
 from gpuhmm.coalesce.batches import BATCH_DTYPE
 from gpuhmm.coalesce.experiment import Experiment, default_drivers, settings_of_drivers
-from gpuhmm.coalesce.readers import write_trace
+from gpuhmm.coalesce.readers import read_trace, write_trace
 from gpuhmm.coalesce.sources import device_of, source_identity
 from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.results.files import read_results
@@ -229,6 +229,11 @@ def test_a_changed_trace_is_another_source(trace):
         ("--sweep-folder", "somewhere"),
         ("--jobs", 2),
         ("--sweep", "batch=1..2", "--perfetto", "a.pftrace"),
+        ("--sweep", "batch=1..2", "--save-trace", "a.parquet"),
+        ("--save-trace", "a.parquet"),
+        ("--driver", "free", "--save-trace", "a.npy"),
+        ("--driver", "free", "--save-trace", "a.parquet", "--out", "./a.parquet"),
+        ("--picture", "/"),
     ],
 )
 def test_wrong_calls(wrong, tmp_path):
@@ -275,6 +280,33 @@ def test_bad_input(wrong, words, trace, tmp_path):
     assert isinstance(done.exception, ValueError), done.output
     assert words in str(done.exception)
     assert os.listdir(tmp_path) == [trace.name]
+
+
+def test_a_trace_is_not_replaced_by_what_comes_of_it(trace):
+    before = trace.read_bytes()
+    done = run(trace, "--driver", "free", "--out", trace)
+    assert done.exit_code == 2
+    assert "what is read" in done.output
+    assert trace.read_bytes() == before
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Experiment, "run", lambda *_, **__: pytest.fail("it ran"))
+    assert run(*FREE, "--out", "a.npy").exit_code == 2
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("driver", [*default_drivers(), "free"])
+def test_the_faults_of_a_run_are_a_source(tmp_path, driver):
+    made = report(SOURCE, "--driver", driver, "--save-trace", "saved.parquet")["runs"][0]
+    saved = read_trace("saved.parquet")
+    assert len(saved) == made["totals"]["raw"] > 100
+    assert saved.notes["experiment"]["driver"] == driver
+    again = report("saved.parquet", "--driver", driver)["runs"][0]
+    assert again["finished"] is True
+    assert again["device"]["accesses"] == len(saved)
+    assert again["totals"]["pages_mapped"] >= len(np.unique(saved.va)) > 100
 
 
 def test_one_line_for_what_a_user_can_mend():

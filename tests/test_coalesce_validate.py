@@ -91,6 +91,6 @@ def test_the_command_fails_with_an_exact_row(monkeypatch):
     assert CliRunner().invoke(app, ["validate", "--exact"]).exit_code == 1
 
 
-@pytest.mark.parametrize("arguments", [["--out", "rows.txt"], ["--seed", "-1"]])
+@pytest.mark.parametrize("arguments", [["--out", "rows.txt"], ["--out", "no/such/rows.md"], ["--seed", "-1"]])
 def test_wrong_arguments(arguments):
     assert CliRunner().invoke(app, ["validate", "--exact", *arguments]).exit_code == 2

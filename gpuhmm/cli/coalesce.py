@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpuhmm.cli.coalesce_list import print_list
+from gpuhmm.cli.outputs import check_outputs
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.experiment import Experiment
@@ -28,6 +29,7 @@ _DEVICE_SET = "A setting of the device, as fault_interval_ns=20; may be given mo
 _COST = "A time of the cost model in ns, as page=1000; may be given more than once."
 _CPU = "What the CPU does beside, so often a millisecond, to so many pages: dontneed:5 or protect:1:16."
 _OUT = "Write batches (.parquet, .npy) or totals (.json); of a sweep its points."
+_SAVE = "Write the faults that the driver read as a trace (.parquet), which is a SOURCE; takes one --driver."
 _SWEEP = (
     "Run every combination: batch=64..4096,window=4K..2M (powers of two), request=access|vma (words); "
     "device.NAME sweeps a setting of the device."
@@ -60,6 +62,7 @@ def coalesce(
     picture: Annotated[
         Path | None, typer.Option(help="Draw it (.png, .svg, .pdf); needs matplotlib.")
     ] = None,
+    save_trace: Annotated[Path | None, typer.Option(metavar="FILE", help=_SAVE)] = None,
     sweep: Annotated[str | None, typer.Option(metavar="AXES", help=_SWEEP)] = None,
     sweep_folder: Annotated[Path | None, typer.Option(help=_FOLDER)] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of a sweep.")] = 1,
@@ -74,18 +77,21 @@ def coalesce(
         gpuhmm coalesce stream
         gpuhmm coalesce sgemm:n=2048 --driver uvm,xe --set uvm.batch=512 --picture sgemm.png
         gpuhmm coalesce faults.parquet --cpu dontneed:5 --perfetto faults.pftrace --out batches.parquet
+        gpuhmm coalesce sgemm --driver uvm --save-trace sgemm.parquet
         gpuhmm coalesce random --driver free --sweep batch=64..4096,window=4K..2M --picture sweep.png
     """
     from gpuhmm.backends import resolve_backend
     from gpuhmm.coalesce.experiment import Experiment
 
-    _check_files(out, perfetto, picture)
+    _check_files(source, out, perfetto, picture, save_trace)
     if sweep is None and sweep_folder is not None:
         raise typer.BadParameter("--sweep-folder belongs to --sweep")
     if sweep is None and jobs > 1:
         raise typer.BadParameter("--jobs belongs to --sweep")
     if sweep is not None and perfetto is not None:
         raise typer.BadParameter("--perfetto goes with runs, not with --sweep")
+    if sweep is not None and save_trace is not None:
+        raise typer.BadParameter("--save-trace goes with a run, not with --sweep")
     experiment = Experiment(
         source,
         device=device,
@@ -105,8 +111,11 @@ def coalesce(
             raise typer.BadParameter("--sweep takes one --driver")
         _sweep(experiments[0], sweep, sweep_folder, jobs, out, picture, as_json)
         return
-    runs = _run_all(experiments, timeline=perfetto is not None or picture is not None)
-    notes = list(_write_files(experiments, runs, out, perfetto, picture))
+    if save_trace is not None and len(experiments) > 1:
+        raise typer.BadParameter("--save-trace takes one --driver: which faults come depends on it")
+    keep = perfetto is not None or picture is not None or save_trace is not None
+    runs = _run_all(experiments, timeline=keep)
+    notes = list(_write_files(experiments, runs, out, perfetto, picture, save_trace))
     if as_json:
         typer.echo(json.dumps(_report(experiments, runs), indent=1))
         return
@@ -117,11 +126,12 @@ def coalesce(
         typer.echo(note)
 
 
-def _check_files(out: Path | None, perfetto: Path | None, picture: Path | None) -> None:
+def _check_files(
+    source: str, out: Path | None, perfetto: Path | None, picture: Path | None, save_trace: Path | None
+) -> None:
     """Raise for what could not be written, before anything runs."""
-    for path in (out, perfetto, picture):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{path} cannot be written: there is no such folder")
+    outputs = {"--out": out, "--perfetto": perfetto, "--picture": picture, "--save-trace": save_trace}
+    check_outputs(outputs, read=Path(source))
     if out is not None:
         from gpuhmm.results.files import check_suffix
 
@@ -136,6 +146,12 @@ def _check_files(out: Path | None, perfetto: Path | None, picture: Path | None) 
         if perfetto.suffix != ".pftrace":
             raise typer.BadParameter(f"--perfetto must name a .pftrace file (got {perfetto})")
         protos()
+    if save_trace is not None:
+        from gpuhmm.results.parquet import pyarrow
+
+        if save_trace.suffix != ".parquet":
+            raise typer.BadParameter(f"--save-trace must name a .parquet file (got {save_trace})")
+        pyarrow()
 
 
 def _pairs(option: str, given: list[str] | None) -> tuple[tuple[str, str], ...]:
@@ -176,13 +192,17 @@ def _experiments(
     return made
 
 
+#: What takes so long before the first batch.
+_COMPILES = "(the first run of a version compiles it, some 30 s)"
+
+
 def _run_all(experiments: list[Experiment], *, timeline: bool) -> list[CoalesceRun]:
     from gpuhmm.coalesce.timeline import Timeline
 
     runs = []
     with _bar() as show:
         for one in experiments:
-            show(f"{one.driver}: preparing the memory", 0, None)
+            show(f"{one.driver}: preparing {_COMPILES}", 0, None)
 
             def progress(batches: int, name: str = one.driver) -> None:
                 show(f"{name}: {batches:,} batches", 0, None)
@@ -213,6 +233,7 @@ def _write_files(
     out: Path | None,
     perfetto: Path | None,
     picture: Path | None,
+    save_trace: Path | None,
 ) -> Iterator[str]:
     """Write what was asked for; yield what there is to say about it."""
     source = experiments[0].source
@@ -227,7 +248,8 @@ def _write_files(
 
         written = write_perfetto(perfetto, runs)
         yield f"written: {perfetto}" + (
-            f", without {written.faults_left_out:,} faults beyond the first {written.faults:,}"
+            f", with the first faults of each driver: {written.faults:,} of "
+            f"{written.faults + written.faults_left_out:,}"
             if written.faults_left_out
             else ""
         )
@@ -236,6 +258,13 @@ def _write_files(
 
         draw_runs(picture, runs, f"{source}; memory: {experiments[0].layout}")
         yield f"drawn: {picture}"
+    if save_trace is not None:
+        from gpuhmm.coalesce.readers import write_trace
+
+        faults = runs[0].timeline.faults()
+        faults.notes = {"made_by": "gpuhmm coalesce", "experiment": experiments[0].identity()}
+        write_trace(save_trace, faults)
+        yield f"written: {save_trace}, {len(faults):,} faults"
     for run in runs:
         if run.timeline.left_out:
             yield f"{run.driver}: {run.timeline.left_out:,} faults and marks were too many to be kept"
@@ -294,8 +323,9 @@ def _sweep(
     with _bar() as show:
 
         def progress(done: int, total: int) -> None:
+            words = f"{done:,} of {total:,} points"
+            show(words if heard[1] else f"{words} {_COMPILES}", done, total)
             heard[:] = done, total
-            show(f"{done:,} of {total:,} points", done, total)
 
         try:
             made = sweep(experiment, axes, target, jobs=jobs, progress=progress)

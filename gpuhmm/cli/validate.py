@@ -61,8 +61,10 @@ def validate(
 
 
 def _check_out(out: Path) -> None:
+    from gpuhmm.cli.outputs import check_outputs
     from gpuhmm.results.files import check_suffix
 
+    check_outputs({"--out": out})
     if out.suffix.lower() != ".md":
         try:
             check_suffix(out)

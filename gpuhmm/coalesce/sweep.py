@@ -99,7 +99,10 @@ def sweep(
         one.check()
     keys = [one.key() for one in experiments]
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"{target} cannot be a folder of points: {error.strerror}") from None
     done = {key: row for key in dict.fromkeys(keys) if (row := _read(target, key)) is not None}
     waiting = {key: one for key, one in zip(keys, experiments, strict=True) if key not in done}
     found = sum(key in done for key in keys)

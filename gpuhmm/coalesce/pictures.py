@@ -108,6 +108,7 @@ def _draw_batches(axis: Any, run: CoalesceRun) -> None:
         wide = size * 2 ** (len(shown) - 1 - place)
         axis.scatter(at, table[name], s=wide, color=colour, label=words, linewidths=0, rasterized=True)
     axis.set_ylim(0, 1.25 * max(int(table["raw"].max(initial=1)), 1))
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_xlim(*_time_limits(run))
     axis.set_xlabel("model time, ms", fontsize=9)
     axis.legend(fontsize=8, loc="upper right", ncols=3, frameon=False, handletextpad=0.2)
@@ -203,6 +204,11 @@ def squeezed(faults: FaultTrace) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return rows, addresses, [int(at) + 1 for at in np.flatnonzero(np.diff(blocks) != 1)]
 
 
+def _cells(faults: int, most: int) -> int:
+    """Return into how many rows or columns a heat map of so many faults goes: cells of a few are seen."""
+    return min(max(faults // 8, 48), most)
+
+
 def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace, limits: tuple[float, float]) -> None:
     rows, blocks, gaps = squeezed(faults)
     axis.set_xlabel("model time, ms", fontsize=9)
@@ -212,12 +218,12 @@ def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace, limits: tuple[fl
     pages = len(blocks) * _BLOCK_PAGES
     times = faults.time.astype(np.float64) / 1e6
     # Half a block would be as high as a whole one: bins are all of one height.
-    per_row = -(-pages // _ROWS)
+    per_row = -(-pages // _cells(len(faults), _ROWS))
     bins = -(-pages // per_row)
     counts, x, y = np.histogram2d(
         times,
         rows,
-        bins=(_COLUMNS, bins),
+        bins=(_cells(len(faults), _COLUMNS), bins),
         range=(limits, (0, bins * per_row)),
     )
     from matplotlib.colors import LogNorm

@@ -372,3 +372,22 @@ def test_the_list_names_everything_that_can_be_set():
         assert f"  {name} " in done.stdout
     for setting in ("prefetch_threshold=51", "duplicate_ms=2.0", "utlb_outstanding=56", "whole_window=off"):
         assert setting in done.stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("drivers", "shown"), [("nouveau,amdkfd", True), ("nouveau", False)])
+def test_a_livelock_of_one_driver_leaves_the_others_their_results(monkeypatch, drivers, shown):
+    from gpuhmm.coalesce.experiment import Experiment
+    from gpuhmm.errors import LivelockError
+
+    run = Experiment.run
+
+    def never_ends_under_nouveau(self, **more):
+        if self.driver == "nouveau":
+            raise LivelockError("driver nouveau served 10000 batches")
+        return run(self, **more)
+
+    monkeypatch.setattr(Experiment, "run", never_ends_under_nouveau)
+    done = CliRunner().invoke(app, ["coalesce", "vector-add", "--driver", drivers])
+    assert done.exit_code == 1
+    assert ("amdkfd" in done.stdout) == shown
+    assert "served 10000 batches" in (done.stderr if shown else str(done.exception))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpuhmm.coalesce.experiment import Experiment
     from gpuhmm.coalesce.run import CoalesceRun
     from gpuhmm.coalesce.sweep import Sweep
+    from gpuhmm.errors import LivelockError
 
 _SOURCE = (
     "A trace file (Parquet, CSV or log of uvm-eval, SQLite export of nsys), or a pattern with parameters, as "
@@ -114,16 +115,20 @@ def coalesce(
     if save_trace is not None and len(experiments) > 1:
         raise typer.BadParameter("--save-trace takes one --driver: which faults come depends on it")
     keep = perfetto is not None or picture is not None or save_trace is not None
-    runs = _run_all(experiments, timeline=keep)
+    experiments, runs, failed = _run_all(experiments, timeline=keep)
     notes = list(_write_files(experiments, runs, out, perfetto, picture, save_trace))
     if as_json:
         typer.echo(json.dumps(_report(experiments, runs), indent=1))
-        return
-    from gpuhmm.cli.coalesce_tables import print_runs
+    else:
+        from gpuhmm.cli.coalesce_tables import print_runs
 
-    print_runs(experiments, runs)
-    for note in notes:
-        typer.echo(note)
+        print_runs(experiments, runs)
+        for note in notes:
+            typer.echo(note)
+    for error in failed:
+        typer.echo(f"gpuhmm: {error}", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _check_files(
@@ -196,10 +201,17 @@ def _experiments(
 _COMPILES = "(the first run of a version compiles it, some 30 s)"
 
 
-def _run_all(experiments: list[Experiment], *, timeline: bool) -> list[CoalesceRun]:
-    from gpuhmm.coalesce.timeline import Timeline
+def _run_all(
+    experiments: list[Experiment], *, timeline: bool
+) -> tuple[list[Experiment], list[CoalesceRun], list[LivelockError]]:
+    """Return the experiments that came to an end, their runs, and the livelocks of the others.
 
-    runs = []
+    LivelockError if that is all there is.
+    """
+    from gpuhmm.coalesce.timeline import Timeline
+    from gpuhmm.errors import LivelockError
+
+    ended, runs, failed = [], [], []
     with _bar() as show:
         for one in experiments:
             show(f"{one.driver}: preparing {_COMPILES}", 0, None)
@@ -207,8 +219,14 @@ def _run_all(experiments: list[Experiment], *, timeline: bool) -> list[CoalesceR
             def progress(batches: int, name: str = one.driver) -> None:
                 show(f"{name}: {batches:,} batches", 0, None)
 
-            runs.append(one.run(timeline=Timeline(keep=timeline), progress=progress))
-    return runs
+            try:
+                runs.append(one.run(timeline=Timeline(keep=timeline), progress=progress))
+                ended.append(one)
+            except LivelockError as error:
+                failed.append(error)
+    if not runs:
+        raise failed[0]
+    return ended, runs, failed
 
 
 @contextmanager

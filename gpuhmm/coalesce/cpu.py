@@ -41,7 +41,8 @@ def _protect(mm: AddressSpace, start: int, end: int) -> None:
         mprotect(mm, low, high, VM_READ)
     for low, high, prot in had:
         mprotect(mm, low, high, prot)
-        mm.vmas.merge(low, high)
+        with mm.mmap_lock.write():
+            mm.vmas.merge(low, high)
 
 
 def _migrate(mm: AddressSpace, start: int, end: int) -> None:

@@ -17,8 +17,8 @@ class Costs:
     ``interrupt`` from a fault to its handler; ``read_put`` one read of PUT from the device; ``fetch`` and
     ``preprocess`` for each entry read; ``flush`` for each entry dropped; ``batch`` once a batch; ``block``
     for each range given to hmm_range_fault; ``walk`` for each page walked; ``fault`` for each
-    handle_mm_fault; ``page`` for each page put into the device page table, with moving its data where a
-    driver does that; ``replay`` one replay.
+    handle_mm_fault; ``page`` for each entry of the device page table that changes, with moving the page's
+    data where a driver does that; ``replay`` one replay.
     """
 
     name: str

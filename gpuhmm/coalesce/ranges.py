@@ -186,16 +186,17 @@ def map_pages(service: FaultService, request: RangeRequest) -> int:
     if request.read_only:
         writable = np.zeros_like(writable)
     made = (words & ~HMM_PFN_FLAGS) | DPT_VALID | np.where(writable, DPT_WRITE, np.uint64(0))
-    mapped = 0
+    mapped = changed = 0
     for low, first, past in service.areas.pieces(request.space, request.start, request.end):
         here = slice((low - request.start) >> 12, ((low - request.start) >> 12) + past - first)
         entries = service.areas.entries[first:past]
         put = valid[here] & ((entries & DPT_CANCELLED) == 0)
+        changed += int(np.count_nonzero(entries[put] != made[here][put]))
         entries[put] = made[here][put]
         count = int(np.count_nonzero(put))
         mapped += count
         batch.pages_unasked += count - int(np.count_nonzero(put & request.asked[here]))
     batch.pages_asked += int(np.count_nonzero(request.asked))
     batch.pages_mapped += mapped
-    service.spend("page", mapped)
+    service.spend("page", changed)
     return mapped

@@ -35,7 +35,7 @@ class Experiment:
     """A source of faults, the memory that it faults on, and a driver with its settings.
 
     ``source`` is a file that :func:`gpuhmm.coalesce.readers.read_trace` reads, or a pattern with parameters
-    (``sgemm:n=4096,tile=32``).  ``settings``, ``device_settings`` and ``cost_times`` change single values of
+    (``sgemm:n=4096,blocks=32``).  ``settings``, ``device_settings`` and ``cost_times`` change single values of
     the driver, of the device and of the costs.  ``cpu`` is what the CPU does beside, as ``operation:per_ms``
     or ``operation:per_ms:pages``.  ``make_device`` makes the device in another way: a function of a module.
 

@@ -35,9 +35,10 @@ class Experiment:
     """A source of faults, the memory that it faults on, and a driver with its settings.
 
     ``source`` is a file that :func:`gpuhmm.coalesce.readers.read_trace` reads, or a pattern with parameters
-    (``sgemm:n=4096,blocks=32``).  ``settings``, ``device_settings`` and ``cost_times`` change single values of
-    the driver, of the device and of the costs.  ``cpu`` is what the CPU does beside, as ``operation:per_ms``
-    or ``operation:per_ms:pages``.  ``make_device`` makes the device in another way: a function of a module.
+    (``sgemm:n=4096,blocks=32``).  ``settings``, ``device_settings`` and ``cost_times`` change single values
+    of the driver, of the device and of the costs.  ``cpu`` is what the CPU does beside, as
+    ``operation:per_ms`` or ``operation:per_ms:pages``.  ``make_device`` makes the device in another way: a
+    function of a module.
 
     ValueError where something of it is unknown or cannot be, OSError for a trace that cannot be read, when
     it is first needed; :meth:`check` looks at everything but the parameters of a pattern and the faults of

@@ -22,8 +22,16 @@ BLOCK_SHIFT = 21
 #: An entry that lets every access through because its fault was cancelled: there is no page.
 DPT_CANCELLED = np.uint64(1 << 60)
 
+#: Where the space begins in the keys of :func:`place_keys`: above the 44 bits of a page's number.
+_SPACE_SHIFT = np.uint64(48)
+
 #: Pages that all areas may have together: 1 TiB of address space, 2 GiB of entries.
 MAX_PAGES = 1 << 28
+
+
+def place_keys(space: npt.NDArray[np.uint16], va: Words, shift: int = 12) -> Words:
+    """Return a number for each address, alike and in order as space and ``va >> shift`` are: uint64[n]."""
+    return (space.astype(np.uint64) << _SPACE_SHIFT) | (va >> np.uint64(shift))
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,14 @@ class DeviceAreas:
     @classmethod
     def around(cls, space: npt.NDArray[np.uint16], va: Words) -> DeviceAreas:
         """Return the areas of 2 MiB blocks that hold the given addresses, neighbours joined."""
-        keys = np.unique((space.astype(np.uint64) << np.uint64(48)) | (va >> np.uint64(BLOCK_SHIFT)))
+        keys = np.unique(place_keys(space, va, BLOCK_SHIFT))
         breaks = np.flatnonzero(np.diff(keys) != 1) + 1
         areas = []
         for run in np.split(keys, breaks) if len(keys) else []:
             low, high = int(run[0]), int(run[-1])
-            start = (low & ((1 << 48) - 1)) << BLOCK_SHIFT
-            areas.append(Area(low >> 48, start, start + (len(run) << BLOCK_SHIFT)))
+            number, block = divmod(low, 1 << int(_SPACE_SHIFT))
+            start = block << BLOCK_SHIFT
+            areas.append(Area(number, start, start + (len(run) << BLOCK_SHIFT)))
             assert high - low + 1 == len(run)
         return cls(areas)
 
@@ -86,9 +95,8 @@ class DeviceAreas:
         """Return the number of each page, -1 where no area holds it: int64[n]."""
         if not len(self.areas):
             return np.full(len(va), -1, dtype=np.int64)
-        order = (self.spaces.astype(np.uint64) << np.uint64(48)) | (self.starts >> np.uint64(12))
-        keys = (space.astype(np.uint64) << np.uint64(48)) | (va >> np.uint64(12))
-        at = np.maximum(np.searchsorted(order, keys, side="right") - 1, 0)
+        order = place_keys(self.spaces, self.starts)
+        at = np.maximum(np.searchsorted(order, place_keys(space, va), side="right") - 1, 0)
         inside = (self.spaces[at] == space) & (self.starts[at] <= va) & (va < self.ends[at])
         offsets = ((va - np.where(inside, self.starts[at], va)) >> np.uint64(12)).astype(np.int64)
         return np.where(inside, self.firsts[at] + offsets, -1)

@@ -33,9 +33,9 @@ class RangeRequest:
     """``[start, end)`` bytes of a space that a driver wants to map.
 
     ``notifier`` covers it (:meth:`FaultService.notifier`).  ``hmm_pfns``, uint64[npages], holds the
-    HMM_PFN_REQ_* bits of each page, or ``default_flags`` those of all; it is replaced by the words of the
-    answer.  ``asked``, bool[npages], are the pages that faults named.  ``map_pages``, bool[npages], are the
-    pages to be mapped, all by default; ``read_only`` maps them without write permission.
+    HMM_PFN_REQ_* bits of each page, or ``default_flags`` those of all.  ``asked``, bool[npages], are the
+    pages that faults named.  ``map_pages``, bool[npages], are the pages to be mapped, all by default;
+    ``read_only`` maps them without write permission.
     """
 
     space: int
@@ -47,7 +47,6 @@ class RangeRequest:
     default_flags: int = 0
     map_pages: npt.NDArray[np.bool_] | None = None
     read_only: bool = False
-    dev_private_owner: int = 0
     #: The sequence to walk under; by default every call reads it anew.
     notifier_seq: int | None = None
     #: What came of it: 0 or a negative errno, and the words.
@@ -167,7 +166,6 @@ def _range_of(request: RangeRequest, stats: RangeStats) -> HmmRange:
         notifier_seq=seq,
         default_flags=request.default_flags,
         pfn_flags_mask=0 if request.hmm_pfns is None else _REQUEST_BITS,
-        dev_private_owner=request.dev_private_owner,
         stats=stats,
     )
 

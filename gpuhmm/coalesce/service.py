@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS
-from gpuhmm.coalesce.areas import BLOCK_SHIFT, DPT_CANCELLED
+from gpuhmm.coalesce.areas import BLOCK_SHIFT, DPT_CANCELLED, place_keys
 from gpuhmm.coalesce.batches import Batch
 from gpuhmm.coalesce.timeline import Timeline
 from gpuhmm.coalesce.trace import FaultTrace
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 #: Called with the bytes ``[start, end)`` that an invalidation takes from a notifier's range.
 OnInvalidate = Callable[[int, int], None]
-
-_NEEDS = np.array(ACCESS_NEEDS, dtype=np.uint64)
-_SPACE_SHIFT = np.uint64(48)
 
 
 class FaultService:
@@ -126,7 +123,7 @@ class FaultService:
         """
         batch = self.batch
         batch.start = self.clock - batch.fetch_ns
-        keys = (entries.space.astype(np.uint64) << _SPACE_SHIFT) | (entries.va >> np.uint64(12))
+        keys = place_keys(entries.space, entries.va)
         pages, of_page = np.unique(keys, return_inverse=True)
         by_utlb = len(np.unique((of_page << 16) | entries.utlb))
         batch.raw = batch.coalesced = len(entries)
@@ -142,7 +139,7 @@ class FaultService:
     def _covered(self, entries: FaultTrace, keys: Words) -> int:
         places = self.areas.places(entries.space, entries.va)
         there = np.where(places >= 0, self.areas.entries[places], np.uint64(0))
-        needs = _NEEDS[entries.access]
+        needs = ACCESS_NEEDS[entries.access]
         missing = np.unique(keys[(there & needs) != needs])
         return self.batch.unique - len(missing)
 
@@ -198,12 +195,6 @@ class FaultService:
         """
         self.batch.invalidations += 1
         self.batch.invalidated_pages += self.areas.erase(space, start, end)
-
-    def authorized(self, space: int, va: int, access: int) -> bool:
-        """True if the device may reach the page at ``va`` as the access needs it."""
-        place = self.areas.place(space, va)
-        need = ACCESS_NEEDS[access]
-        return place >= 0 and bool(self.areas.entries[place] & need == need)
 
     def cancel(self, space: int, va: int) -> None:
         """Cancel the faults of a page that can never be had: its accesses end in an error at the replay."""

@@ -6,7 +6,6 @@ two come at the same time, so that the buffer is written in the order of time.
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_PREFETCH
@@ -73,7 +72,6 @@ from gpuhmm.coalesce.device.machine import (
 from gpuhmm.coalesce.device.warps import chance, dequeue, go_on, start
 from gpuhmm.kernels.compile_cache import cached
 
-_NEEDS = np.array(ACCESS_NEEDS, dtype=np.uint64)
 _PREFETCH = ACCESS_PREFETCH
 #: Mixed into what chance decides about replays, so that it is apart from that about warps.
 _REPLAY_CHANCE = 1 << 40
@@ -195,7 +193,7 @@ def _retry(m, entries, utlb, time):
     page = m.out_page[utlb, at]
     access = m.out[utlb, at, O_ACCESS]
     slot = m.out[utlb, at, O_SLOT]
-    hit = entries[page] & _NEEDS[access] == _NEEDS[access]
+    hit = entries[page] & ACCESS_NEEDS[access] == ACCESS_NEEDS[access]
     if not hit and not _has_turn(m, utlb, time):
         return
     m.utlb[utlb, U_TURN] = NEVER
@@ -253,7 +251,7 @@ def _serve(m, entries, utlb, time, limit, horizon):
         m.utlb[utlb, U_SERVING] = _next_warp(m, utlb)
     slot = m.utlb[utlb, U_SERVING]
     access = m.op_kind[m.warp[slot, W_OP]] & OP_ACCESS
-    needs = _NEEDS[access]
+    needs = ACCESS_NEEDS[access]
     past = m.op_pages[m.warp[slot, W_OP] + 1]
     now = time
     while m.warp[slot, W_PAGE] < past and (now == time or (now <= limit and now < horizon)):

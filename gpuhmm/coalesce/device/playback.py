@@ -11,8 +11,6 @@ from numba import njit
 from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_PREFETCH
 from gpuhmm.kernels.compile_cache import cached
 
-_NEEDS = np.array(ACCESS_NEEDS, dtype=np.uint64)
-
 #: Places of :attr:`Playback.numbers`: the next fault of the trace, counts of the buffer, faults that wait for
 #: a replay, those to be written again (first and past the last of a queue), counters, limits, and
 #: whether faults of prefetches are written.
@@ -87,7 +85,7 @@ def _play(p, entries, limit, until_fault):
         if recorded:
             row = n[P_NEXT]
             n[P_NEXT] += 1
-            needs = _NEEDS[p.access[row]]
+            needs = ACCESS_NEEDS[p.access[row]]
             n[P_HITS] += entries[p.place[row]] & needs == needs
             if p.access[row] == ACCESS_PREFETCH and n[P_PREFETCHES] == 0:
                 continue
@@ -117,7 +115,7 @@ def _send_replay(p, entries, now):
     n = p.numbers
     for index in range(n[P_WAITING]):
         row = p.waiting[index]
-        needs = _NEEDS[p.access[row]]
+        needs = ACCESS_NEEDS[p.access[row]]
         if entries[p.place[row]] & needs == needs:
             _settle(p, row)
         else:

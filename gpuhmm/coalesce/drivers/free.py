@@ -8,6 +8,7 @@ from errno import EBUSY
 import numpy as np
 
 from gpuhmm.coalesce.access import ACCESS_REQUESTS
+from gpuhmm.coalesce.areas import place_keys
 from gpuhmm.coalesce.ranges import RangeRequest, serve_ranges
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
@@ -20,7 +21,6 @@ REQUESTS = ("access", "vma")
 REPLAYS = ("batch", "batch-flush", "once")
 LATE = ("cancel", "replay")
 
-_REQUESTS = np.array(ACCESS_REQUESTS, dtype=np.uint64)
 _WRITE = int(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
 
 
@@ -106,8 +106,8 @@ class FreeDriver:
             for index in order:
                 self._serve_window(service, entries[np.array([index])])
             return
-        window = np.uint64(self.settings.window)
-        keys = (entries.space[order].astype(np.uint64) << np.uint64(48)) | (entries.va[order] // window)
+        shift = self.settings.window.bit_length() - 1
+        keys = place_keys(entries.space[order], entries.va[order], shift)
         for group in np.split(order, np.flatnonzero(np.diff(keys)) + 1):
             self._serve_window(service, entries[group])
 
@@ -133,7 +133,7 @@ class FreeDriver:
     ) -> None:
         places = ((faults.va - np.uint64(start)) >> np.uint64(12)).astype(np.int64)
         words = np.zeros((end - start) >> 12, dtype=np.uint64)
-        np.bitwise_or.at(words, places, _REQUESTS[faults.access])
+        np.bitwise_or.at(words, places, ACCESS_REQUESTS[faults.access])
         asked = words != 0
         if self.settings.request == "vma":
             words[asked] = _WRITE if vma.flags & VM_WRITE else int(HMM_PFN_REQ_FAULT)

@@ -20,8 +20,8 @@ from gpuhmm.coalesce.access import ACCESS_PREFETCH, ACCESS_READ, ACCESS_WRITE
 from gpuhmm.coalesce.drivers.uvm_block import BlockService, VaBlock
 from gpuhmm.coalesce.ranges import serve_ranges
 from gpuhmm.coalesce.service import FaultService
-from gpuhmm.coalesce.uvm.fetch import fetch
-from gpuhmm.coalesce.uvm.prefetch import MAX_MIN_FAULTS, MIN_FAULTS
+from gpuhmm.coalesce.uvm.fetch import BATCH_COUNT, fetch
+from gpuhmm.coalesce.uvm.prefetch import MAX_MIN_FAULTS, MIN_FAULTS, THRESHOLD
 from gpuhmm.coalesce.uvm.replay import (
     MAX_BATCHES_PER_SERVICE,
     MAX_THROTTLE_PER_SERVICE,
@@ -38,6 +38,8 @@ from gpuhmm.vma import VM_READ, VM_WRITE, Vma
 #: Times in a row that a block is serviced anew; the driver has no such bound.
 MAX_TRIES = 1000
 
+#: When faults are replayed (uvm_perf_fault_replay_policy 0 to 3): after each VA block, after each batch,
+#: after each batch when the buffer was flushed, when all batches of the service are done.
 REPLAYS = ("block", "batch", "batch-flush", "once")
 
 
@@ -51,14 +53,14 @@ class UvmSettings:
     ``reenable_prefetch_ms`` how long prefetch faults stay off.
     """
 
-    batch: int = 256
+    batch: int = BATCH_COUNT
     replay: str = "batch-flush"
     update_put_ratio: int = UPDATE_PUT_RATIO
     max_batches: int = MAX_BATCHES_PER_SERVICE
     max_throttle: int = MAX_THROTTLE_PER_SERVICE
     coalesce: bool = True
     prefetch: bool = True
-    prefetch_threshold: int = 51
+    prefetch_threshold: int = THRESHOLD
     prefetch_min_faults: int = MIN_FAULTS
     thrashing: bool = True
     reenable_prefetch_ms: int = REENABLE_PREFETCH_FAULTS_LAPSE_MS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpuhmm.coalesce.uvm.fetch import BATCH_COUNT
+
 #: Faults that one batch may have; the buffers of the drivers hold no more.
 MAX_BATCH = 1 << 16
 PAGE = 1 << 12
@@ -34,7 +36,7 @@ class Rules:
 RULES = {
     rules.name: rules
     for rules in (
-        Rules("uvm", merge=True, ranks=(4, 3, 2, 1, 0), batch=256, window=1 << 21),
+        Rules("uvm", merge=True, ranks=(4, 3, 2, 1, 0), batch=BATCH_COUNT, window=1 << 21),
         Rules("nouveau", merge=False, ranks=(0, 1, 2, 3, 3), batch=MAX_BATCH, window=PAGE, any_window=False),
         Rules("window", merge=False, ranks=(4, 3, 2, 1, 0), batch=256, window=1 << 21),
     )

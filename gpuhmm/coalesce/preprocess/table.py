@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.coalesce.preprocess.rules import Rules
+from gpuhmm.coalesce.uvm.replay import UPDATE_PUT_RATIO, updates_put
 
 #: Bits of ``flags``: the sorted fault has the page of the one before it; it is the first of its window.
 DUPLICATE = 1
@@ -70,11 +70,15 @@ class BatchTable:
             raise ValueError(f"a count must be one of {', '.join(COUNTS)} (got {name!r})")
         return self.counts[COUNTS.index(name)]
 
+    def columns(self) -> dict[str, npt.NDArray[np.uint32]]:
+        """Return the rows of ``counts`` by name."""
+        return dict(zip(COUNTS, self.counts, strict=True))
+
     def totals(self) -> dict[str, int]:
         """Return the sum of each count over all batches; of ``most_in_window`` the most."""
         return {
             name: int(row.max(initial=0) if name == "most_in_window" else row.sum(dtype=np.uint64))
-            for name, row in zip(COUNTS, self.counts, strict=True)
+            for name, row in self.columns().items()
         }
 
     def batches(self) -> npt.NDArray[np.int64]:
@@ -90,12 +94,7 @@ class BatchTable:
         heads = np.flatnonzero(self.flags & NEW_WINDOW)
         return np.append(heads, len(self.flags))
 
-    def updates_put(self, ratio: int = 50) -> npt.NDArray[np.bool_]:
+    def updates_put(self, ratio: int = UPDATE_PUT_RATIO) -> npt.NDArray[np.bool_]:
         """Return, per batch, whether UVM's flush after it reads PUT: above ``ratio`` percent duplicates."""
-        duplicates = self.count("counted_duplicates").astype(np.uint64)
-        return duplicates * np.uint64(100) > self.count("raw").astype(np.uint64) * np.uint64(ratio)
-
-
-def columns_of(table: BatchTable) -> dict[str, Any]:
-    """Return the counts by name, a column each."""
-    return dict(zip(COUNTS, table.counts, strict=True))
+        duplicates, raw = (self.count(name).astype(np.uint64) for name in ("counted_duplicates", "raw"))
+        return np.asarray(updates_put(duplicates, raw, ratio))

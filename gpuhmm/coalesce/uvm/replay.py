@@ -6,7 +6,7 @@ Source: uvm_gpu_replayable_faults.c:uvm_parent_gpu_service_replayable_faults, en
 
 from __future__ import annotations
 
-from enum import IntEnum
+from typing import Any
 
 #: Batches of one run of the bottom half, and those among them with throttled faults, at most.
 MAX_BATCHES_PER_SERVICE = 20
@@ -17,20 +17,12 @@ UPDATE_PUT_RATIO = 50
 REENABLE_PREFETCH_FAULTS_LAPSE_MS = 1000
 
 
-class ReplayPolicy(IntEnum):
-    """When faults are replayed (uvm_perf_fault_replay_policy)."""
-
-    BLOCK = 0  # after each VA block
-    BATCH = 1  # after each batch
-    BATCH_FLUSH = 2  # after each batch, when the buffer was flushed
-    ONCE = 3  # when all batches of the run are done
-
-
-def updates_put(duplicates: int, cached: int, ratio: int = UPDATE_PUT_RATIO) -> bool:
+def updates_put(duplicates: Any, cached: Any, ratio: int = UPDATE_PUT_RATIO) -> Any:
     """Return whether the flush after a batch of ``cached`` faults reads PUT from the GPU first.
 
-    ``duplicates`` is what :func:`gpuhmm.coalesce.uvm.sort.count_duplicates` returns.  If PUT is not read,
-    only what was in the buffer when PUT was last read is flushed.
+    Of arrays, uint64[n], for many batches: bool[n].  ``duplicates`` is what
+    :func:`gpuhmm.coalesce.uvm.sort.count_duplicates` returns.  If PUT is not read, only what was in the
+    buffer when PUT was last read is flushed.
     """
     return duplicates * 100 > cached * ratio
 

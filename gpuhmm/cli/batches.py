@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from gpuhmm.coalesce.preprocess import BatchTable
 
 
 def batches(
@@ -71,34 +68,17 @@ def batches(
         }
     report |= {"backend": info.name, "device": info.device}
     if out is not None:
+        from gpuhmm.coalesce.run_table import numbered_batches
         from gpuhmm.results.files import write_results
 
-        write_results(out, _rows(made), summary=report)
+        rows = numbered_batches("rules", [(name, table.columns()) for name, table in made.items()])
+        write_results(out, rows, summary=report)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
     _print(report)
     if out is not None:
         typer.echo(f"written: {out}")
-
-
-def _rows(made: dict[str, BatchTable]) -> Any:
-    """Return the counts of each batch, a row each, with the name of the rules first."""
-    import numpy as np
-
-    from gpuhmm.coalesce.preprocess import COUNTS
-
-    width = max(map(len, made))
-    dtype = [("rules", f"U{width}"), ("batch", np.uint32), *((name, np.uint32) for name in COUNTS)]
-    rows = np.empty(sum(map(len, made.values())), dtype=dtype)
-    at = 0
-    for rules, table in made.items():
-        part = rows[at : at + len(table)]
-        part["rules"], part["batch"] = rules, np.arange(len(table))
-        for name in COUNTS:
-            part[name] = table.count(name)
-        at += len(table)
-    return rows
 
 
 def _print(report: dict[str, Any]) -> None:

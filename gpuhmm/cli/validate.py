@@ -78,6 +78,7 @@ def _write(rows: list[Row], out: Path, how: str) -> None:
     import numpy as np
 
     from gpuhmm.coalesce.validate.report import markdown, values
+    from gpuhmm.results.columns import table_of
     from gpuhmm.results.files import write_results
     from gpuhmm.whole_file import whole_file
 
@@ -89,10 +90,7 @@ def _write(rows: list[Row], out: Path, how: str) -> None:
     columns = {
         name: np.array([row[name] for row in plain]) for name in plain[0] if name not in ("low", "high")
     }
-    table = np.empty(len(plain), dtype=[(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = column
-    write_results(out, table, summary={"how": how, "rows": plain})
+    write_results(out, table_of(columns), summary={"how": how, "rows": plain})
 
 
 def _print(rows: list[Row], title: str) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gpuhmm.coalesce.axes import Axes, check_axes
 from gpuhmm.coalesce.experiment import Experiment
 from gpuhmm.errors import LivelockError
+from gpuhmm.results.columns import table_of
 from gpuhmm.results.files import check_suffix, write_results
 from gpuhmm.whole_file import whole_file
 
@@ -44,11 +45,7 @@ class Sweep:
     def table(self) -> npt.NDArray[np.void]:
         """Return the points as a structured array, a column a key of ``rows``; words are strings."""
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        columns = {name: _column([row.get(name) for row in self.rows]) for name in names}
-        table = np.empty(len(self.rows), dtype=[(name, column.dtype) for name, column in columns.items()])
-        for name, column in columns.items():
-            table[name] = column
-        return table
+        return table_of({name: _column([row.get(name) for row in self.rows]) for name in names})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the points to a ``.parquet``, ``.npy`` or ``.json`` file, whole or not at all."""

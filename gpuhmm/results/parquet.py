@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.results.columns import table_of
 
 #: Columns that are stored as differences.
 _COUNTING = ("va", "pa", "pfn", "hmm_pfn", "npages")
@@ -83,7 +84,4 @@ def read(path: str | os.PathLike[str]) -> npt.NDArray[np.void]:
             columns["flags"] = columns["flags"] | bits if "flags" in columns else bits
         else:
             columns[name] = column
-    table = np.empty(made.num_rows, dtype=[(name, column.dtype) for name, column in columns.items()])
-    for name, column in columns.items():
-        table[name] = column
-    return table
+    return table_of(columns)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from scripted_device import ScriptedDevice
 
 from gpuhmm.coalesce.areas import Area, DeviceAreas
-from gpuhmm.coalesce.costs import COSTS
+from gpuhmm.coalesce.costs import COSTS, STEPS
 from gpuhmm.coalesce.drivers import driver_named
 from gpuhmm.coalesce.run import coalesce
 from gpuhmm.coalesce.spaces import spaces_over
@@ -17,19 +17,7 @@ BASE = 1 << 40
 PAGE = 4096
 
 #: No step takes any time but those that a test names.
-FREE_OF_COST = COSTS["sc21-titan-v"].with_times(
-    interrupt=0,
-    read_put=0,
-    fetch=0,
-    preprocess=0,
-    flush=0,
-    batch=0,
-    block=0,
-    walk=0,
-    fault=0,
-    page=0,
-    replay=0,
-)
+FREE_OF_COST = COSTS["sc21-titan-v"].with_times(**dict.fromkeys(STEPS, 0))
 
 
 @dataclass

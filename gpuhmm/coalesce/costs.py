@@ -36,20 +36,22 @@ class Costs:
     replay: float
 
     def __post_init__(self) -> None:
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
+        for step in STEPS:
+            value = getattr(self, step)
             if not 0 <= value < 1e12:
-                raise ValueError(f"{field.name} must be a time in ns from 0 to 10^12 (got {value})")
+                raise ValueError(f"{step} must be a time in ns from 0 to 10^12 (got {value})")
 
     def with_times(self, **times: float) -> Costs:
         """Return these costs with some times replaced, named so.  ValueError for an unknown step."""
-        known = [field.name for field in fields(self)[2:]]
         for name in times:
-            if name not in known:
-                raise ValueError(f"a cost must be one of {', '.join(known)} (got {name!r})")
+            if name not in STEPS:
+                raise ValueError(f"a cost must be one of {', '.join(STEPS)} (got {name!r})")
         changed: dict[str, Any] = {"name": f"{self.name} (changed)", **times}
         return replace(self, **changed)
 
+
+#: The steps that take time.
+STEPS = tuple(field.name for field in fields(Costs))[2:]
 
 COSTS = {
     "sc21-titan-v": Costs(

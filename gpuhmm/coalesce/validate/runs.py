@@ -6,28 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuhmm.coalesce.costs import COSTS
-from gpuhmm.coalesce.device.config import DEVICES
-from gpuhmm.coalesce.device.gpu import Gpu
-from gpuhmm.coalesce.drivers import driver_named
-from gpuhmm.coalesce.patterns.registry import workload
-from gpuhmm.coalesce.run import CoalesceRun, coalesce
-from gpuhmm.coalesce.spaces import spaces_over
-from gpuhmm.coalesce.timeline import Timeline
-
-#: What SC21 measured on: a Titan V whose host had touched the memory before.
-DEVICE = "titan-v"
-LAYOUT = "written"
+from gpuhmm.coalesce.experiment import Experiment
+from gpuhmm.coalesce.run import CoalesceRun
 
 
 @dataclass
 class Runs:
-    """Runs of patterns under drivers, kept by what determines them.  ``told`` hears what begins."""
+    """Runs of patterns on a Titan V whose host wrote the memory before, as SC21 measured; each is run once.
+
+    ``told`` hears what begins.
+    """
 
     backend: str = "cpu"
     seed: int = 1
     told: Callable[[str], None] | None = None
-    _done: dict[str, CoalesceRun] = field(default_factory=dict)
+    _done: dict[Experiment, CoalesceRun] = field(default_factory=dict)
 
     def run(
         self,
@@ -36,23 +29,20 @@ class Runs:
         driver: str = "uvm",
         settings: dict[str, object] | None = None,
         max_batches: int | None = None,
-        layout: str = LAYOUT,
     ) -> CoalesceRun:
-        """Return the run of a pattern on a Titan V."""
-        key = repr((pattern, parameters, driver, settings, max_batches, layout))
-        if key not in self._done:
+        """Return the run of a pattern, with the defaults of an :class:`Experiment` for all else."""
+        words = ",".join(f"{name}={value}" for name, value in (parameters or {}).items())
+        experiment = Experiment(
+            source=f"{pattern}:{words}" if words else pattern,
+            driver=driver,
+            settings=tuple((settings or {}).items()),
+            seed=self.seed,
+            backend=self.backend,
+            max_batches=max_batches,
+        )
+        if experiment not in self._done:
             if self.told is not None:
-                words = " ".join(f"{name}={value}" for name, value in (settings or {}).items())
-                self.told(f"{pattern} under {driver} {words}".rstrip())
-            work = workload(pattern, **(parameters or {}))
-            device = Gpu(DEVICES[DEVICE], work.program, work.areas, self.seed)
-            self._done[key] = coalesce(
-                device,
-                spaces_over(work.areas, layout),
-                driver_named(driver, settings),
-                costs=COSTS["sc21-titan-v"],
-                backend=self.backend,
-                timeline=Timeline(keep=False),
-                max_batches=max_batches,
-            )
-        return self._done[key]
+                what = " ".join(f"{name}={value}" for name, value in experiment.settings)
+                self.told(f"{pattern} under {driver} {what}".rstrip())
+            self._done[experiment] = experiment.run()
+        return self._done[experiment]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 #: Lanes of a warp, on every NVIDIA GPU.
 WARP_LANES = 32
 
@@ -98,6 +101,10 @@ class DeviceConfig:
     def sms_per_utlb(self) -> int:
         """SMs behind one µTLB."""
         return self.sms // self.utlbs
+
+    def gpc(self, utlbs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the GPC of each µTLB, by number: they are shared out evenly, neighbours together."""
+        return utlbs * self.gpcs // self.utlbs
 
     def with_settings(self, settings: dict[str, str | int]) -> DeviceConfig:
         """Return the configuration with some fields set, given as name and value, numbers also as words.

@@ -72,7 +72,7 @@ class Gpu:
         self._replays = 0
         sms = np.arange(config.sms)
         utlbs = sms // config.sms_per_utlb
-        gpcs = utlbs * config.gpcs // config.utlbs
+        gpcs = config.gpc(utlbs)
         self._utlb_of = utlbs.astype(np.uint16)
         self._gpc_of = gpcs.astype(np.uint8)
         self._client_of = (sms - np.searchsorted(gpcs, gpcs)).astype(np.uint16)

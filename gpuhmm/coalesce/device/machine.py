@@ -97,7 +97,7 @@ class Machine(NamedTuple):
 def first_blocks(config: DeviceConfig) -> I64:
     """Return the order of SMs for the first blocks of a grid: one of each µTLB first, GPCs in turn."""
     utlbs = np.arange(config.utlbs)
-    gpcs = utlbs * config.gpcs // config.utlbs
+    gpcs = config.gpc(utlbs)
     within = utlbs - np.searchsorted(gpcs, gpcs)
     order = np.lexsort((gpcs, within))
     rounds = [order * config.sms_per_utlb + turn for turn in range(config.sms_per_utlb)]

@@ -16,12 +16,12 @@ import time
 import numpy as np
 
 import gpuhmm
-from gpuhmm.backends import resolve_backend
-from gpuhmm.fault.burst import handle_mm_fault_range
-from gpuhmm.fault.handle import handle_mm_fault
-from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE
-from gpuhmm.machine.physical import PhysicalMemory
-from gpuhmm.vma import VM_HUGEPAGE, VM_READ, VM_WRITE
+from gpuhmm.hmm.backends import resolve_backend
+from gpuhmm.memory.fault.burst import handle_mm_fault_range
+from gpuhmm.memory.fault.handle import handle_mm_fault
+from gpuhmm.memory.pages.physical import PhysicalMemory
+from gpuhmm.mm.handler import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE
+from gpuhmm.mm.vma import VM_HUGEPAGE, VM_READ, VM_WRITE
 
 BASE = 1 << 40
 RW = VM_READ | VM_WRITE

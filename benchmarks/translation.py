@@ -17,8 +17,8 @@ from volatility3.framework import contexts
 from volatility3.framework.layers import intel
 
 import gpuhmm
-from gpuhmm.adapters.volatility import PhysicalLayer
 from gpuhmm.dump import load_tables
+from gpuhmm.dump.volatility import PhysicalLayer
 from gpuhmm.image import ReaderSource, open_image
 from gpuhmm.translation import mappings, translate, translate_range
 

@@ -3,9 +3,6 @@
 Importing this package touches no GPU and compiles nothing.
 """
 
-from gpuhmm.backends import BackendInfo, hmm_range_fault, hmm_range_fault_runs, resolve_backend
-from gpuhmm.batch import HmmRangeBatch, hmm_range_fault_batch
-from gpuhmm.driver import MirroredRange, MirroredRuns, range_fault, range_runs
 from gpuhmm.errors import (
     BackendError,
     HmmError,
@@ -15,8 +12,13 @@ from gpuhmm.errors import (
     HmmTimeoutError,
     LivelockError,
 )
-from gpuhmm.faults import FaultHandler
-from gpuhmm.hmm import (
+from gpuhmm.hmm.backends import BackendInfo, hmm_range_fault, hmm_range_fault_runs, resolve_backend
+from gpuhmm.hmm.batch import HmmRangeBatch, hmm_range_fault_batch
+from gpuhmm.hmm.loop import MirroredRange, MirroredRuns, range_fault, range_runs
+from gpuhmm.hmm.pieces import range_fault_pieces
+from gpuhmm.hmm.ranges import HmmRange, RangeStats
+from gpuhmm.hmm.runs import HmmRuns, expand_runs, runs_of_words
+from gpuhmm.hmm.words import (
     HMM_PFN_ERROR,
     HMM_PFN_FLAGS,
     HMM_PFN_ORDER_MASK,
@@ -27,16 +29,16 @@ from gpuhmm.hmm import (
     HMM_PFN_WRITE,
     hmm_pfn_to_order,
 )
-from gpuhmm.notifier import MmuIntervalNotifier
-from gpuhmm.pieces import range_fault_pieces
-from gpuhmm.profile import PROFILES, KernelProfile
-from gpuhmm.ranges import HmmRange, RangeStats
-from gpuhmm.runs import HmmRuns, expand_runs, runs_of_words
-from gpuhmm.space import AddressSpace
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.handler import FaultHandler
+from gpuhmm.mm.notifier import MmuIntervalNotifier
+from gpuhmm.mm.profile import PROFILES, KernelProfile
+from gpuhmm.mm.vma import Vma
+from gpuhmm.moved import find_moved_modules
 from gpuhmm.translation import Translation, mappings, translate, translate_range
-from gpuhmm.vma import Vma
+from gpuhmm.version import __version__
 
-__version__ = "0.1.0"
+find_moved_modules()
 
 __all__ = [
     "HMM_PFN_ERROR",
@@ -68,6 +70,7 @@ __all__ = [
     "RangeStats",
     "Translation",
     "Vma",
+    "__version__",
     "expand_runs",
     "hmm_pfn_to_order",
     "hmm_range_fault",

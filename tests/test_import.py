@@ -28,11 +28,11 @@ def test_import_and_reference_need_no_compiler():
 def sources(tmp_path, monkeypatch):
     """Return a small package whose sources the cache looks at."""
     package = tmp_path / "package"
-    (package / "walk").mkdir(parents=True)
+    (package / "hmm").mkdir(parents=True)
     (package / "cli").mkdir()
-    for name in ("__init__.py", "walk/pte.py", "cli/walk.py"):
+    for name in ("__init__.py", "hmm/pte.py", "cli/walk.py"):
         (package / name).write_text("x = 1\n")
-    monkeypatch.setattr(compile_cache.gpuhmm, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(compile_cache, "_PACKAGE", package)
     monkeypatch.setenv("GPUHMM_CACHE_DIR", str(tmp_path / "cache"))
     return package
 
@@ -42,5 +42,5 @@ def test_an_edit_of_a_decision_gives_another_cache(sources):
     before = folder()
     (sources / "cli/walk.py").write_text("x = 2\n")
     assert folder() == before
-    (sources / "walk/pte.py").write_text("x = 2\n")
+    (sources / "hmm/pte.py").write_text("x = 2\n")
     assert folder() != before

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from gpuhmm.hmm import HMM_PFN_VALID
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import Words
-from gpuhmm.x86 import (
+from gpuhmm.hmm.words import HMM_PFN_VALID
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import (
     INDEX_MASK,
     P4D_SHIFT,
     PAGE_PRESENT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuhmm.bench.timing import Row
-from gpuhmm.whole_file import whole_file
+from gpuhmm.results.whole_file import whole_file
 
 #: The workload that is drawn: what all walkers can do.
 DRAWN = "dense-4k"

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import gpuhmm
-from gpuhmm.backends import BackendInfo
 from gpuhmm.bench.timing import Row
-from gpuhmm.whole_file import whole_file
+from gpuhmm.hmm.backends import BackendInfo
+from gpuhmm.results.whole_file import whole_file
+from gpuhmm.version import __version__
 
 _PACKAGES = ("numpy", "numba", "numba-cuda", "llvmlite")
 
@@ -34,7 +34,7 @@ class BenchReport:
 
 def report(backends: list[BackendInfo], rows: list[Row]) -> BenchReport:
     """Return the rows with everything that tells them apart from another run's."""
-    versions = {"gpuhmm": gpuhmm.__version__, "python": platform.python_version()}
+    versions = {"gpuhmm": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
@@ -72,7 +72,7 @@ def available_bytes() -> int:
 
 def _commit() -> str | None:
     """Return the commit of the checkout that the package lies in, with + if it was changed."""
-    folder = Path(gpuhmm.__file__).parent
+    folder = Path(__file__).parent.parent
     try:
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no", ".") else "")

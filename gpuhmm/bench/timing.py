@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from gpuhmm.backends import hmm_range_fault, hmm_range_fault_runs
-from gpuhmm.batch import HmmRangeBatch, hmm_range_fault_batch
 from gpuhmm.bench.baselines import BASELINES
 from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
 from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pfns
-from gpuhmm.driver import MirroredRange
-from gpuhmm.pieces import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.hmm.backends import hmm_range_fault, hmm_range_fault_runs
+from gpuhmm.hmm.batch import HmmRangeBatch, hmm_range_fault_batch
+from gpuhmm.hmm.loop import MirroredRange
+from gpuhmm.hmm.pieces import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.hmm.ranges import HmmRange
+from gpuhmm.hmm.runs import HmmRuns
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import PAGE_PRESENT
 from gpuhmm.process import ProcessCapture, read_process
-from gpuhmm.ranges import HmmRange
-from gpuhmm.runs import HmmRuns
 from gpuhmm.snapshot import load_snapshot
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import Words
-from gpuhmm.x86 import PAGE_PRESENT
 
 #: Pages of a fault storm at most: a model in Python serves them one by one.
 MAX_FAULTED_PAGES = 1 << 14

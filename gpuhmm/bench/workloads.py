@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuhmm import x86
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import Words
-from gpuhmm.vma import VM_HUGETLB, VM_PFNMAP, VM_READ, VM_WRITE
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm import x86
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.vma import VM_HUGETLB, VM_PFNMAP, VM_READ, VM_WRITE
 
 BASE = 1 << 40
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.faults import FaultHandler
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import Words
-from gpuhmm.vma import Vma
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.handler import FaultHandler
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.vma import Vma
 
 #: What happened in a walk: calls of the fault handler, and what the walk itself stored.
 HANDLE_MM_FAULT = 1

@@ -6,7 +6,6 @@ import errno
 
 import numpy as np
 
-from gpuhmm import faults
 from gpuhmm.check.case import (
     HANDLE_MM_FAULT,
     MIGRATION_ENTRY_WAIT,
@@ -14,7 +13,8 @@ from gpuhmm.check.case import (
     Case,
     Outcome,
 )
-from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.mm import handler as faults
 
 _CALLS = {
     HANDLE_MM_FAULT: "handle_mm_fault",

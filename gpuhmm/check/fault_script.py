@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gpuhmm import x86
 from gpuhmm.check.case import (
     HANDLE_MM_FAULT,
     MIGRATION_ENTRY_WAIT,
@@ -19,7 +18,9 @@ from gpuhmm.check.case import (
     Outcome,
     no_rows,
 )
-from gpuhmm.faults import (
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm import x86
+from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_FALLBACK,
     VM_FAULT_HWPOISON,
@@ -31,11 +32,10 @@ from gpuhmm.faults import (
     VM_FAULT_SIGSEGV,
     VM_FAULT_WRITE,
 )
-from gpuhmm.notifier import MmuIntervalNotifier
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import NO_CHILD, Words
-from gpuhmm.vma import Vma
-from gpuhmm.x86 import level_shift
+from gpuhmm.mm.notifier import MmuIntervalNotifier
+from gpuhmm.mm.tables import NO_CHILD, Words
+from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import level_shift
 
 _P = int(x86.PAGE_PRESENT)
 _RW = int(x86.PAGE_RW)

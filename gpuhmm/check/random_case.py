@@ -13,13 +13,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpuhmm import x86
 from gpuhmm.check.case import Case, no_rows, sparse_entries
 from gpuhmm.check.random_entry import leaf_table, upper_leaf
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
-from gpuhmm.profile import PROFILES, KernelProfile
-from gpuhmm.tables import Words
-from gpuhmm.vma import (
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.mm import x86
+from gpuhmm.mm.profile import PROFILES, KernelProfile
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.vma import (
     VM_EXEC,
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -30,7 +30,7 @@ from gpuhmm.vma import (
     VM_SHARED,
     VM_WRITE,
 )
-from gpuhmm.x86 import level_shift
+from gpuhmm.mm.x86 import level_shift
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from random import Random
 
 import numpy as np
 
-from gpuhmm import x86
-from gpuhmm.profile import KernelProfile
-from gpuhmm.tables import Words
+from gpuhmm.mm import x86
+from gpuhmm.mm.profile import KernelProfile
+from gpuhmm.mm.tables import Words
 
 _PRESENT = int(x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_ACCESSED | x86.PAGE_NX)
 _RW = int(x86.PAGE_RW)

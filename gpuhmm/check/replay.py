@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuhmm.backends import hmm_range_fault
 from gpuhmm.check.case import Case, Outcome
 from gpuhmm.check.fault_script import (
     CallDiffersError,
@@ -13,7 +12,8 @@ from gpuhmm.check.fault_script import (
     JournalingFaults,
     ScriptedFaults,
 )
-from gpuhmm.ranges import HmmRange
+from gpuhmm.hmm.backends import hmm_range_fault
+from gpuhmm.hmm.ranges import HmmRange
 
 
 def replay(case: Case, backend: str, improvise: bool = False) -> Outcome:

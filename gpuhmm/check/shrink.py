@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from gpuhmm.check.case import Case
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
-from gpuhmm.tables import Words
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.mm.tables import Words
 
 #: Replays that one case is worth.
 MAX_TRIALS = 1500

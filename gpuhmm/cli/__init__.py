@@ -11,7 +11,6 @@ import sys
 import typer
 from rich.console import Console
 
-import gpuhmm
 from gpuhmm.cli.batches import batches
 from gpuhmm.cli.bench import bench
 from gpuhmm.cli.capture import capture
@@ -22,6 +21,7 @@ from gpuhmm.cli.map import draw_map
 from gpuhmm.cli.validate import validate
 from gpuhmm.cli.verify import verify
 from gpuhmm.cli.walk import walk
+from gpuhmm.version import __version__
 
 app = typer.Typer(
     name="gpuhmm",
@@ -43,7 +43,7 @@ app.command()(validate)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"gpuhmm {gpuhmm.__version__}")
+        typer.echo(f"gpuhmm {__version__}")
         raise typer.Exit
 
 

@@ -34,10 +34,10 @@ def batches(
 
         gpuhmm batches faults.parquet --batch 512 --window 64K
     """
-    from gpuhmm.backends import resolve_backend
     from gpuhmm.coalesce.drivers.settings import parse_size
     from gpuhmm.coalesce.preprocess import coalesce_trace
     from gpuhmm.coalesce.readers import read_trace
+    from gpuhmm.hmm.backends import resolve_backend
     from gpuhmm.results.files import check_suffix
 
     if out is not None:

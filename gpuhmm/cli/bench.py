@@ -59,12 +59,12 @@ def bench(
     """
     # Two threads on one processor would measure nothing; OpenMP reads this when its threads start.
     os.environ.setdefault("OMP_PROC_BIND", "spread")
-    from gpuhmm.backends import resolve_backend
     from gpuhmm.bench.picture import DRAWN, draw
     from gpuhmm.bench.report import as_json as to_json
     from gpuhmm.bench.report import report, write_json
     from gpuhmm.bench.timing import time_snapshot
     from gpuhmm.bench.workloads import WORKLOADS
+    from gpuhmm.hmm.backends import resolve_backend
 
     known = [*WORKLOADS, *_EXTRA]
     if list_:

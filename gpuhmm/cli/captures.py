@@ -12,15 +12,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpuhmm.check.capture_report import FamilyCount
+    from gpuhmm.check.recorded.report import FamilyCount
 
 
 def verify_captures(paths: list[Path], backend: str, jobs: int | None, as_json: bool) -> None:
     """Replay captured driver loops and print how many the model reproduces; exit code 1 if one differs."""
     from rich.console import Console
 
-    from gpuhmm.backends import resolve_backend
-    from gpuhmm.check.capture_report import capture_files, check_family
+    from gpuhmm.check.recorded.report import capture_files, check_family
+    from gpuhmm.hmm.backends import resolve_backend
 
     info = resolve_backend(backend)
     families = []
@@ -68,7 +68,7 @@ def _print(families: list[FamilyCount], backend: str) -> None:
 def _print_facts(console: Console, families: list[FamilyCount]) -> None:
     from rich.table import Table
 
-    from gpuhmm.check.capture_facts import FACTS
+    from gpuhmm.check.recorded.facts import FACTS
 
     table = Table(box=None, pad_edge=False)
     table.add_column("\nfact taken from the outcome")

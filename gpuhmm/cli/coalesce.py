@@ -81,8 +81,8 @@ def coalesce(
         gpuhmm coalesce sgemm --driver uvm --save-trace sgemm.parquet
         gpuhmm coalesce random --driver free --sweep batch=64..4096,window=4K..2M --picture sweep.png
     """
-    from gpuhmm.backends import resolve_backend
     from gpuhmm.coalesce.experiment import Experiment
+    from gpuhmm.hmm.backends import resolve_backend
 
     _check_files(source, out, perfetto, picture, save_trace)
     if sweep is None and sweep_folder is not None:
@@ -182,7 +182,7 @@ def _experiments(
     """Return an experiment a driver, all of them checked."""
     from dataclasses import replace
 
-    from gpuhmm.coalesce.drivers import DRIVERS
+    from gpuhmm.coalesce.drivers.registry import DRIVERS
     from gpuhmm.coalesce.experiment import FREE, default_drivers, settings_of_drivers
 
     drivers = [name.strip() for name in names.split(",")] if names is not None else []
@@ -289,7 +289,7 @@ def _write_files(
 
 
 def _report(experiments: list[Experiment], runs: list[CoalesceRun]) -> dict[str, Any]:
-    from gpuhmm.backends import resolve_backend
+    from gpuhmm.hmm.backends import resolve_backend
 
     first = experiments[0]
     info = resolve_backend(first.backend)

@@ -14,11 +14,11 @@ def print_list(wanted: bool) -> None:
     if not wanted:
         return
     from gpuhmm.coalesce.costs import COSTS
-    from gpuhmm.coalesce.cpu import OPERATIONS
+    from gpuhmm.coalesce.cpu_side import OPERATIONS
     from gpuhmm.coalesce.device.config import DEVICES
-    from gpuhmm.coalesce.drivers import DRIVERS
+    from gpuhmm.coalesce.drivers.registry import DRIVERS
+    from gpuhmm.coalesce.layouts import LAYOUTS
     from gpuhmm.coalesce.patterns.registry import PATTERNS
-    from gpuhmm.layouts import LAYOUTS
 
     _print(
         "patterns (SOURCE, as sgemm:n=4096)",

@@ -75,9 +75,9 @@ def print_runs(experiments: list[Experiment], runs: list[CoalesceRun]) -> None:
     """Print runs side by side, and under which conditions they were made."""
     from rich.table import Table
 
-    from gpuhmm.backends import resolve_backend
+    from gpuhmm.coalesce.layouts import LAYOUTS
     from gpuhmm.coalesce.sources import is_pattern
-    from gpuhmm.layouts import LAYOUTS
+    from gpuhmm.hmm.backends import resolve_backend
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)

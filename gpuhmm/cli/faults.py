@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gpuhmm.fault_costs import FaultCosts
+    from gpuhmm.coalesce.fault_costs import FaultCosts
 
 _LAYOUT_HELP = (
     "What is there before: untouched, zero (read only so far), written, forked, private-file, shared-file; "
@@ -47,9 +47,9 @@ def faults(
         gpuhmm faults --layout untouched --touch first-of-pmd --request read
         gpuhmm faults --layout private-file --request both
     """
-    from gpuhmm.backends import resolve_backend
-    from gpuhmm.fault_costs import fault_costs
-    from gpuhmm.layouts import LAYOUTS
+    from gpuhmm.coalesce.fault_costs import fault_costs
+    from gpuhmm.coalesce.layouts import LAYOUTS
+    from gpuhmm.hmm.backends import resolve_backend
 
     info = resolve_backend(backend)
     if request not in ("read", "write", "both"):

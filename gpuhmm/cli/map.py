@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from gpuhmm.backends import BACKENDS
 from gpuhmm.cli.parameters import address, number, one_of
 from gpuhmm.cli.source import (
     CR3_HELP,
@@ -21,6 +20,7 @@ from gpuhmm.cli.source import (
     STOP_HELP,
     Source,
 )
+from gpuhmm.hmm.backends import BACKENDS
 
 _BACKENDS = ("auto", *BACKENDS)
 
@@ -47,8 +47,9 @@ def draw_map(
     """
     from rich.console import Console
 
-    from gpuhmm.picture import check_picture_suffix, draw, strips_of
     from gpuhmm.process import walk_process
+    from gpuhmm.results.map import check_picture_suffix, draw
+    from gpuhmm.results.strips import strips_of
 
     check_picture_suffix(out)
     messages = Console(stderr=True)

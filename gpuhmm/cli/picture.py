@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuhmm.errors import BackendError
-from gpuhmm.whole_file import whole_file
+from gpuhmm.results.whole_file import whole_file
 
 if TYPE_CHECKING:
-    from gpuhmm.fault_costs import FaultCosts
+    from gpuhmm.coalesce.fault_costs import FaultCosts
 
 
 def draw_fault_costs(costs: list[FaultCosts], title: str, path: Path) -> None:

@@ -91,7 +91,7 @@ class Source:
             return read_process(who, start=self.start or 0, end=self.end, progress=progress)
 
     def _snapshot(self) -> ProcessCapture:
-        from gpuhmm.process.from_space import cut_capture
+        from gpuhmm.capture.from_space import cut_capture
         from gpuhmm.snapshot import load_snapshot
 
         assert self.snapshot is not None

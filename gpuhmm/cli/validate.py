@@ -31,9 +31,9 @@ def validate(
     """
     from rich.console import Console
 
-    from gpuhmm.backends import resolve_backend
     from gpuhmm.coalesce.validate import validate as run
     from gpuhmm.coalesce.validate.report import counts, values
+    from gpuhmm.hmm.backends import resolve_backend
 
     info = resolve_backend(backend)
     if out is not None:
@@ -80,7 +80,7 @@ def _write(rows: list[Row], out: Path, how: str) -> None:
     from gpuhmm.coalesce.validate.report import markdown, values
     from gpuhmm.results.columns import table_of
     from gpuhmm.results.files import write_results
-    from gpuhmm.whole_file import whole_file
+    from gpuhmm.results.whole_file import whole_file
 
     if out.suffix.lower() == ".md":
         with whole_file(out) as partial:

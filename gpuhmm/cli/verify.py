@@ -101,8 +101,8 @@ def verify(
             raise typer.BadParameter("--captures is for itself: leave out files, --cases and --minutes")
         verify_captures(captures, backend, jobs, as_json)
         return
-    from gpuhmm.backends import resolve_backend
     from gpuhmm.check.campaign import Campaign, case_files
+    from gpuhmm.hmm.backends import resolve_backend
     from gpuhmm.kernels.paths import PATHS
 
     PATHS.parallel_from, PATHS.stream = parallel_from, stream

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhmm.backends import BACKENDS
-from gpuhmm.byte_size import byte_size
 from gpuhmm.cli.parameters import address, number, one_of
 from gpuhmm.cli.source import (
     CR3_HELP,
@@ -28,7 +26,9 @@ from gpuhmm.cli.source import (
 )
 from gpuhmm.cli.tables import print_table, width_of
 from gpuhmm.cli.watch import watch
-from gpuhmm.driver import REQUESTS
+from gpuhmm.hmm.backends import BACKENDS
+from gpuhmm.hmm.loop import REQUESTS
+from gpuhmm.results.byte_size import byte_size
 
 if TYPE_CHECKING:
     from rich.table import Table

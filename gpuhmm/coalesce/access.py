@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE
 
 ACCESS_PREFETCH = 0

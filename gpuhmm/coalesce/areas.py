@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.mirror.page_table import DPT_VALID
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 
 #: What a driver reserves, maps and migrates together at most: the span of a PMD, a VA block of UVM.
 BLOCK_SHIFT = 21

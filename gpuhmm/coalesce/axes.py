@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gpuhmm.byte_size import byte_size
 from gpuhmm.coalesce.drivers.settings import parse_size
+from gpuhmm.results.byte_size import byte_size
 
 #: Points that a sweep may have.
 MAX_POINTS = 10_000

@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import gpuhmm
-from gpuhmm.backends import resolve_backend
 from gpuhmm.coalesce.areas import DeviceAreas
 from gpuhmm.coalesce.costs import Costs, costs_named
-from gpuhmm.coalesce.cpu import CpuActivity
+from gpuhmm.coalesce.cpu_side import CpuActivity
 from gpuhmm.coalesce.device.protocol import FaultingDevice
-from gpuhmm.coalesce.drivers import DRIVERS, Driver, driver_named
+from gpuhmm.coalesce.drivers.registry import DRIVERS, Driver, driver_named
+from gpuhmm.coalesce.layouts import layout_named
 from gpuhmm.coalesce.run import CoalesceRun, coalesce
 from gpuhmm.coalesce.sources import check_device_settings, device_of, source_identity
 from gpuhmm.coalesce.spaces import spaces_over
 from gpuhmm.coalesce.timeline import Timeline
-from gpuhmm.layouts import layout_named
-from gpuhmm.profile import kernel_profile
-from gpuhmm.space import AddressSpace
+from gpuhmm.hmm.backends import resolve_backend
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.profile import kernel_profile
+from gpuhmm.version import __version__
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.device.config import DeviceConfig
@@ -124,7 +124,7 @@ class Experiment:
         driver = self.driver_of()
         made = self.make_device
         return {
-            "version": gpuhmm.__version__,
+            "version": __version__,
             "source": source_identity(self.source) if made is None else self.source,
             "device": asdict(self.device_config()) if made is None else [self.device, *self.device_settings],
             "made_by": None if made is None else f"{made.__module__}.{made.__qualname__}",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gpuhmm.coalesce.areas import BLOCK_SHIFT
 from gpuhmm.coalesce.run import CoalesceRun
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.whole_file import whole_file
+from gpuhmm.results.whole_file import whole_file
 
 #: What a picture can be written as.
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.batch import hmm_range_fault_batch
 from gpuhmm.coalesce.areas import DPT_CANCELLED
-from gpuhmm.hmm import HMM_PFN_FLAGS, HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.hmm.batch import hmm_range_fault_batch
+from gpuhmm.hmm.ranges import HmmRange, RangeStats
+from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE
-from gpuhmm.notifier import MmuIntervalNotifier
-from gpuhmm.ranges import HmmRange, RangeStats
-from gpuhmm.tables import Words
+from gpuhmm.mm.notifier import MmuIntervalNotifier
+from gpuhmm.mm.tables import Words
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.service import FaultService

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.backends import resolve_backend
 from gpuhmm.coalesce.batches import batch_table, totals
 from gpuhmm.coalesce.costs import COSTS, Costs
-from gpuhmm.coalesce.cpu import CpuActivity
+from gpuhmm.coalesce.cpu_side import CpuActivity
 from gpuhmm.coalesce.device.protocol import DeviceCounters, FaultingDevice
 from gpuhmm.coalesce.drivers.driver import Driver
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.spaces import check_spaces
 from gpuhmm.coalesce.timeline import Timeline
 from gpuhmm.errors import LivelockError
+from gpuhmm.hmm.backends import resolve_backend
 from gpuhmm.kernels.paths import one_thread_below
-from gpuhmm.space import AddressSpace
+from gpuhmm.memory.space import AddressSpace
 
 #: Batches in a row that neither map nor cancel anything, after which a run is taken for a livelock.
 MAX_FUTILE_BATCHES = 10_000

@@ -17,15 +17,15 @@ from gpuhmm.coalesce.batches import Batch
 from gpuhmm.coalesce.timeline import Timeline
 from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE
-from gpuhmm.notifier import MmuIntervalNotifier, MmuNotifierRange
-from gpuhmm.tables import Words
+from gpuhmm.mm.notifier import MmuIntervalNotifier, MmuNotifierRange
+from gpuhmm.mm.tables import Words
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.costs import Costs
-    from gpuhmm.coalesce.cpu import CpuActivity
+    from gpuhmm.coalesce.cpu_side import CpuActivity
     from gpuhmm.coalesce.device.protocol import FaultingDevice
-    from gpuhmm.space import AddressSpace
-    from gpuhmm.vma import Vma
+    from gpuhmm.memory.space import AddressSpace
+    from gpuhmm.mm.vma import Vma
 
 #: Called with the bytes ``[start, end)`` that an invalidation takes from a notifier's range.
 OnInvalidate = Callable[[int, int], None]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpuhmm.coalesce.areas import DeviceAreas
-from gpuhmm.fault_model import FaultModel
-from gpuhmm.layouts import layout_named
-from gpuhmm.machine.physical import PhysicalMemory
-from gpuhmm.profile import KernelProfile
-from gpuhmm.space import AddressSpace
+from gpuhmm.coalesce.layouts import layout_named
+from gpuhmm.memory.fault.model import FaultModel
+from gpuhmm.memory.pages.physical import PhysicalMemory
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.profile import KernelProfile
 
 
 def spaces_over(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.arguments import check_array
 from gpuhmm.coalesce.access import ACCESS_NAMES
+from gpuhmm.mm.arguments import check_array
 
 #: The columns of a trace and their dtypes.
 COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {

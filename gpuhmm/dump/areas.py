@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.dump.raw_tables import RawTables
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.vma import VM_EXEC, VM_HUGETLB, VM_READ, VM_WRITE, Vma
+from gpuhmm.mm.x86 import KNL_ERRATUM_MASK, PAGE_PRESENT, PAGE_PROTNONE, U64
 from gpuhmm.translation.runs import MAPPING_NX, MAPPING_PROTNONE, MAPPING_WRITE
 from gpuhmm.translation.slots import Part, parts, upper_flags, user_limit
-from gpuhmm.vma import VM_EXEC, VM_HUGETLB, VM_READ, VM_WRITE, Vma
-from gpuhmm.x86 import KNL_ERRATUM_MASK, PAGE_PRESENT, PAGE_PROTNONE, U64
 
 #: What a page says of its area: one number that cuts areas, and bits that add up over an area.
 _PLAIN, _NO_ACCESS, _GIGANTIC = 1, 2, 3

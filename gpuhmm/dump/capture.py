@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gpuhmm.capture.from_space import capture_of_space, mapping_of
+from gpuhmm.capture.mapping import Mapping, parse_maps, user_mappings
+from gpuhmm.capture.record import ProcessCapture
 from gpuhmm.dump.load import load_tables
 from gpuhmm.dump.raw_tables import RawTables
 from gpuhmm.dump.space import address_space, leaves_outside
 from gpuhmm.dump.zero_pages import find_zero_pages
 from gpuhmm.image import MemorySource, as_source, open_image
-from gpuhmm.process.capture import ProcessCapture
-from gpuhmm.process.from_space import capture_of_space, mapping_of
-from gpuhmm.process.maps import Mapping, parse_maps, user_mappings
-from gpuhmm.profile import KernelProfile
-from gpuhmm.space import NO_PFN
-from gpuhmm.vma import Vma
+from gpuhmm.memory.space import NO_PFN
+from gpuhmm.mm.profile import KernelProfile
+from gpuhmm.mm.vma import Vma
 
 
 def read_dump(

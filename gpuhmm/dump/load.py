@@ -20,9 +20,9 @@ from gpuhmm.dump.raw_tables import (
 )
 from gpuhmm.errors import ImageError
 from gpuhmm.image import MemorySource, as_source
-from gpuhmm.tables import NO_CHILD, Words
+from gpuhmm.mm.tables import NO_CHILD, Words
+from gpuhmm.mm.x86 import PAGE_PRESENT, PAGE_PSE, PTE_PFN_MASK, level_shift
 from gpuhmm.translation.canonical import canonical
-from gpuhmm.x86 import PAGE_PRESENT, PAGE_PSE, PTE_PFN_MASK, level_shift
 
 #: Tables that are read at most: 4 GiB of them, enough for 2 TiB in pages of 4 KiB.
 MAX_TABLES = 1 << 20

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.tables import Words
-from gpuhmm.x86 import PAGE_PRESENT, PAGE_PSE
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import PAGE_PRESENT, PAGE_PSE
 
 #: An entry that points to a table which the image lacks, and one with PSE where it is reserved.
 FAULT_MISSING = 1

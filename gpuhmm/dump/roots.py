@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.image import MemorySource, as_source
-from gpuhmm.tables import Words
-from gpuhmm.x86 import PAGE_PRESENT, PAGE_PSE, PTE_PFN_MASK, U64
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import PAGE_PRESENT, PAGE_PSE, PTE_PFN_MASK, U64
 
 #: One candidate: CR3, levels, and entries of the top table in the user and the kernel half.
 ROOT_DTYPE = np.dtype([("cr3", np.uint64), ("levels", np.uint8), ("user", np.uint16), ("kernel", np.uint16)])

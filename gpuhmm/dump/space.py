@@ -9,11 +9,11 @@ import numpy as np
 
 from gpuhmm.dump.areas import areas_of
 from gpuhmm.dump.raw_tables import FAULT_MISSING, RawTables
-from gpuhmm.profile import KernelProfile, kernel_profile
-from gpuhmm.space import NO_PFN, AddressSpace
-from gpuhmm.tables import NO_CHILD, Words
-from gpuhmm.vma import Vma
-from gpuhmm.x86 import MAX_PFN, PAGE_TABLE, PTE_PFN_MASK, U64, encode_swap
+from gpuhmm.memory.space import NO_PFN, AddressSpace
+from gpuhmm.mm.profile import KernelProfile, kernel_profile
+from gpuhmm.mm.tables import NO_CHILD, Words
+from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import MAX_PFN, PAGE_TABLE, PTE_PFN_MASK, U64, encode_swap
 
 #: What is said where no VMAs were given.
 AREAS_RULE = (

@@ -6,8 +6,8 @@ import numpy as np
 
 from gpuhmm.dump.raw_tables import RawTables
 from gpuhmm.image import MemorySource
-from gpuhmm.tables import Words
-from gpuhmm.x86 import (
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import (
     PAGE_DEVMAP,
     PAGE_PRESENT,
     PAGE_PSE,

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from gpuhmm.errors import ImageError, MissingMemoryError
 from gpuhmm.image.source import PAGE, MemorySource
-from gpuhmm.tables import Words
-from gpuhmm.x86 import MAX_PFN
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import MAX_PFN
 
 #: Pages that one read of a scan takes: 16 MiB.
 _SCAN_PAGES = 4096

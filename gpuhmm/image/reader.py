@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpuhmm.errors import MissingMemoryError
 from gpuhmm.image.source import PAGE, MemorySource
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 
 
 class Reads(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 
 #: Bytes of a page, the unit in which tables are read.
 PAGE = 4096

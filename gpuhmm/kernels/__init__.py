@@ -1,5 +1,5 @@
 """Back ends: modules that each define ``hmm_range_fault(range_) -> int`` and are imported on first use.
 
 ``reference`` follows the kernel's control flow.  ``cpu`` and ``cuda`` resolve every page in parallel
-with the decisions of :mod:`gpuhmm.walk`; :mod:`gpuhmm.settle` does their faults on the host.
+with the decisions of :mod:`gpuhmm.hmm.walk`; :mod:`gpuhmm.hmm.settle` does their faults on the host.
 """

@@ -11,7 +11,7 @@ from numba.np.arrayobj import make_array
 _WORD_BYTES = 8
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load_acquire(typingctx: Any, words: Any, at: Any) -> Any:
     """Return ``words[at]`` of uint64[n]: what its writer did before it stored that is seen afterwards."""
 
@@ -22,7 +22,7 @@ def load_acquire(typingctx: Any, words: Any, at: Any) -> Any:
     return types.uint64(words, types.uint64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store_release(typingctx: Any, words: Any, at: Any, value: Any) -> Any:
     """Store ``words[at]`` of uint64[n], after everything that this thread did so far."""
 

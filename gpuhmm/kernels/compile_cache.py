@@ -20,21 +20,9 @@ import numba
 import numpy as np
 from numba.core import caching
 
-import gpuhmm
-
-#: Packages whose code is never compiled: editing them leaves the cache as it is.
-_NEVER_COMPILED = (
-    "adapters",
-    "bench",
-    "check",
-    "cli",
-    "dump",
-    "image",
-    "picture",
-    "process",
-    "results",
-    "snapshot",
-)
+#: The package, and what of it compiled code can come from: an edit elsewhere leaves the cache as it is.
+_PACKAGE = Path(__file__).parent.parent
+_COMPILED = ("shared.py", "mm", "hmm", "kernels", "memory", "translation", "watch", "coalesce")
 #: Compiled code of other versions is kept for that long, in seconds.
 _KEPT = 14 * 24 * 3600
 
@@ -43,11 +31,10 @@ _KEPT = 14 * 24 * 3600
 def cache_folder() -> str:
     """Return the folder of compiled code for the package as it is now."""
     digest = hashlib.sha256(f"{numba.__version__} {np.__version__}".encode())
-    root = Path(gpuhmm.__file__).parent
-    for source in sorted(root.rglob("*.py")):
-        if source.relative_to(root).parts[0] in _NEVER_COMPILED:
-            continue
-        digest.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
+    for source in sorted(_PACKAGE.rglob("*.py")):
+        place = source.relative_to(_PACKAGE)
+        if place.parts[0] in _COMPILED:
+            digest.update(str(place).encode() + b"\0" + source.read_bytes())
     base = os.environ.get("GPUHMM_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpuhmm"
     )

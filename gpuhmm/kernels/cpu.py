@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import get_num_threads, njit, prange
 
+from gpuhmm.hmm.settle import Stop, settle
+from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
+from gpuhmm.hmm.walk.extent import extent_at
+from gpuhmm.hmm.walk.span import NO_STOP, describe_stop, find_stop, look_and_write_tables, write_words
 from gpuhmm.kernels.atomics import load_acquire, store_release
 from gpuhmm.kernels.compile_cache import cached
 from gpuhmm.kernels.paths import on_one_thread
-from gpuhmm.settle import Stop, settle
+from gpuhmm.mm.x86 import ONE, PMD_SHIFT, PMD_SIZE, U64, ZERO
 from gpuhmm.shared import register
-from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
-from gpuhmm.walk.extent import extent_at
-from gpuhmm.walk.span import NO_STOP, describe_stop, find_stop, look_and_write_tables, write_words
-from gpuhmm.x86 import ONE, PMD_SHIFT, PMD_SIZE, U64, ZERO
 
 if TYPE_CHECKING:
-    from gpuhmm.ranges import HmmRange
+    from gpuhmm.hmm.ranges import HmmRange
 
 register()
 
@@ -225,7 +225,7 @@ def hmm_range_fault(range_: HmmRange) -> int:
 
 
 class CpuResolver:
-    """Resolves pieces of one call; see :class:`gpuhmm.settle.Resolver`."""
+    """Resolves pieces of one call; see :class:`gpuhmm.hmm.settle.Resolver`."""
 
     def __init__(self, range_: HmmRange) -> None:
         self.mm = range_.notifier.mm

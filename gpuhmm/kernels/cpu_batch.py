@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit, prange
 
+from gpuhmm.hmm.walk.constants import for_range, may_fault, unpack, walk_constants
+from gpuhmm.hmm.walk.span import NO_STOP, find_stop, write_words
 from gpuhmm.kernels.compile_cache import cached
 from gpuhmm.kernels.paths import on_one_thread
 from gpuhmm.shared import register
-from gpuhmm.walk.constants import for_range, may_fault, unpack, walk_constants
-from gpuhmm.walk.span import NO_STOP, find_stop, write_words
 
 if TYPE_CHECKING:
-    from gpuhmm.batch import HmmRangeBatch
+    from gpuhmm.hmm.batch import HmmRangeBatch
 
 register()
 
@@ -80,7 +80,7 @@ def batch_resolver(batch: HmmRangeBatch) -> CpuBatchResolver:
 
 
 class CpuBatchResolver:
-    """Resolves ranges of one batch; see :class:`gpuhmm.batch.BatchResolver`."""
+    """Resolves ranges of one batch; see :class:`gpuhmm.hmm.batch.BatchResolver`."""
 
     def __init__(self, batch: HmmRangeBatch) -> None:
         self.batch = batch

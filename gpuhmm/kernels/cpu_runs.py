@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit, prange
 
-from gpuhmm.kernels.compile_cache import cached
-from gpuhmm.kernels.cpu import describe, extent_end
-from gpuhmm.kernels.paths import on_one_thread
-from gpuhmm.runs import joined
-from gpuhmm.settle import Stop, settle
-from gpuhmm.shared import register
-from gpuhmm.walk.constants import Walk, may_fault, unpack, walk_constants
-from gpuhmm.walk.extent import KIND_LEAF, extent_at
-from gpuhmm.walk.pte import ACTION_NONE, pte_stop, pte_word
-from gpuhmm.walk.runs import (
+from gpuhmm.hmm.runs import joined
+from gpuhmm.hmm.settle import Stop, settle
+from gpuhmm.hmm.walk.constants import Walk, may_fault, unpack, walk_constants
+from gpuhmm.hmm.walk.extent import KIND_LEAF, extent_at
+from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
+from gpuhmm.hmm.walk.runs import (
     EXTENT_COLUMNS,
     EXTENT_END,
     EXTENT_KIND,
@@ -32,11 +28,15 @@ from gpuhmm.walk.runs import (
     next_word,
     store_extent,
 )
-from gpuhmm.walk.span import NO_STOP
-from gpuhmm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, U64, ZERO
+from gpuhmm.hmm.walk.span import NO_STOP
+from gpuhmm.kernels.compile_cache import cached
+from gpuhmm.kernels.cpu import describe, extent_end
+from gpuhmm.kernels.paths import on_one_thread
+from gpuhmm.mm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, U64, ZERO
+from gpuhmm.shared import register
 
 if TYPE_CHECKING:
-    from gpuhmm.runs import HmmRuns
+    from gpuhmm.hmm.runs import HmmRuns
 
 register()
 
@@ -137,7 +137,7 @@ def hmm_range_fault_runs(request: HmmRuns) -> int:
 
 
 class CpuRunsResolver:
-    """Collects the runs of one call; see :class:`gpuhmm.settle.Resolver`."""
+    """Collects the runs of one call; see :class:`gpuhmm.hmm.settle.Resolver`."""
 
     def __init__(self, request: HmmRuns) -> None:
         self.request = request

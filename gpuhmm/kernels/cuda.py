@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda
 
+from gpuhmm.hmm.settle import Stop, settle
+from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
+from gpuhmm.hmm.walk.leaf import granted_to_all
+from gpuhmm.hmm.walk.span import NO_STOP
 from gpuhmm.kernels.cuda_resolve import describe_kernel, plan_kernel, resolve_kernel
 from gpuhmm.kernels.cuda_stream import PLAN_COLUMNS, stream_asked_kernel, stream_kernel
 from gpuhmm.kernels.device_tables import THREADS, device_tables
 from gpuhmm.kernels.paths import PATHS
-from gpuhmm.settle import Stop, settle
-from gpuhmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
-from gpuhmm.walk.leaf import granted_to_all
-from gpuhmm.walk.span import NO_STOP
-from gpuhmm.x86 import U64
+from gpuhmm.mm.x86 import U64
 
 if TYPE_CHECKING:
-    from gpuhmm.ranges import HmmRange
+    from gpuhmm.hmm.ranges import HmmRange
 
 #: Blocks that resolve marked slots page by page, each one slot after the other.
 _RESOLVE_BLOCKS = 2048
@@ -41,7 +41,7 @@ def hmm_range_fault(range_: HmmRange, stream: Any = None) -> int:
 
 
 class CudaResolver:
-    """Resolves waves of one call on the device; see :class:`gpuhmm.settle.Resolver`."""
+    """Resolves waves of one call on the device; see :class:`gpuhmm.hmm.settle.Resolver`."""
 
     def __init__(self, range_: HmmRange, stream: Any = None) -> None:
         self.range = range_

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import cuda
 
-from gpuhmm.hmm import hmm_pte_need_fault
+from gpuhmm.hmm.walk.constants import Walk, asks_by_page, for_range, may_fault, unpack, walk_constants
+from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
+from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
+from gpuhmm.hmm.words import hmm_pte_need_fault
 from gpuhmm.kernels.device_tables import THREADS, device_tables, to_device
+from gpuhmm.mm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, U64, ZERO
 from gpuhmm.shared import register
-from gpuhmm.walk.constants import Walk, asks_by_page, for_range, may_fault, unpack, walk_constants
-from gpuhmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
-from gpuhmm.walk.pte import ACTION_NONE, pte_stop, pte_word
-from gpuhmm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, U64, ZERO
 
 if TYPE_CHECKING:
-    from gpuhmm.batch import HmmRangeBatch
+    from gpuhmm.hmm.batch import HmmRangeBatch
 
 _THREADS = U64(THREADS)
 
@@ -90,7 +90,7 @@ def batch_resolver(batch: HmmRangeBatch) -> CudaBatchResolver:
 
 
 class CudaBatchResolver:
-    """Resolves ranges of one batch; see :class:`gpuhmm.batch.BatchResolver`."""
+    """Resolves ranges of one batch; see :class:`gpuhmm.hmm.batch.BatchResolver`."""
 
     def __init__(self, batch: HmmRangeBatch) -> None:
         self.batch = batch

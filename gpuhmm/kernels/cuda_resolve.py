@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from numba import cuda
 
-from gpuhmm.hmm import hmm_pte_need_fault
+from gpuhmm.hmm.walk.constants import asks_by_page, may_fault, unpack
+from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
+from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
+from gpuhmm.hmm.walk.span import NO_STOP
+from gpuhmm.hmm.words import hmm_pte_need_fault
 from gpuhmm.kernels.cuda_stream import (
     DONE,
     PAGE_BY_PAGE,
@@ -20,12 +24,8 @@ from gpuhmm.kernels.cuda_stream import (
     STREAM_NONE,
 )
 from gpuhmm.kernels.device_tables import THREADS
+from gpuhmm.mm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, U64, ZERO
 from gpuhmm.shared import register, shared
-from gpuhmm.walk.constants import asks_by_page, may_fault, unpack
-from gpuhmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
-from gpuhmm.walk.pte import ACTION_NONE, pte_stop, pte_word
-from gpuhmm.walk.span import NO_STOP
-from gpuhmm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, U64, ZERO
 
 #: A slot with more than one extent: its pages look their extents up one by one.
 KIND_MIXED = U64(4)
@@ -164,7 +164,7 @@ def resolve_slot(slot, first, past, walk, vmas, owners, upper, child, leaf, plan
 
 
 def describe(constants, vmas, owners, upper, child, leaf, hmm_pfns, stop, description):
-    """Describe the first stop as :func:`gpuhmm.walk.span.describe_stop` does; one block.
+    """Describe the first stop as :func:`gpuhmm.hmm.walk.span.describe_stop` does; one block.
 
     The need of an extent is the OR over its pages, which the threads share out.
     """

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import cuda
 
-from gpuhmm.kernels.cpu_runs import CpuRunsResolver
-from gpuhmm.kernels.device_tables import THREADS, device_tables
-from gpuhmm.settle import settle
-from gpuhmm.shared import register, shared
-from gpuhmm.walk.constants import may_fault, unpack
-from gpuhmm.walk.extent import KIND_LEAF
-from gpuhmm.walk.pte import ACTION_NONE, pte_stop, pte_word
-from gpuhmm.walk.runs import (
+from gpuhmm.hmm.settle import settle
+from gpuhmm.hmm.walk.constants import may_fault, unpack
+from gpuhmm.hmm.walk.extent import KIND_LEAF
+from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
+from gpuhmm.hmm.walk.runs import (
     EXTENT_END,
     EXTENT_KIND,
     EXTENT_ROW,
@@ -28,10 +25,13 @@ from gpuhmm.walk.runs import (
     first_page_is_apart,
     next_word,
 )
-from gpuhmm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, U64, ZERO
+from gpuhmm.kernels.cpu_runs import CpuRunsResolver
+from gpuhmm.kernels.device_tables import THREADS, device_tables
+from gpuhmm.mm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, U64, ZERO
+from gpuhmm.shared import register, shared
 
 if TYPE_CHECKING:
-    from gpuhmm.runs import HmmRuns
+    from gpuhmm.hmm.runs import HmmRuns
 
 _THREADS = U64(THREADS)
 _SLOTS = INDEX_MASK + ONE

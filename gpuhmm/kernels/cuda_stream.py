@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from gpuhmm.hmm import (
+from gpuhmm.hmm.walk.leaf import plain_word
+from gpuhmm.hmm.words import (
     hmm_pte_need_fault,
 )
 from gpuhmm.kernels.device_tables import THREADS
 from gpuhmm.kernels.word_pairs import load_pair, store_pair
-from gpuhmm.shared import register, shared
-from gpuhmm.walk.leaf import plain_word
-from gpuhmm.x86 import (
+from gpuhmm.mm.x86 import (
     PAGE_PRESENT,
     PAGE_SHIFT,
     PAGE_SPECIAL,
@@ -24,6 +23,7 @@ from gpuhmm.x86 import (
     U64,
     ZERO,
 )
+from gpuhmm.shared import register, shared
 
 #: Columns of a plan, one row a slot.
 PLAN_COLUMNS = 6

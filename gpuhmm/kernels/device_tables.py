@@ -11,10 +11,10 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 
-from gpuhmm.x86 import INDEX_MASK, ONE, U64
+from gpuhmm.mm.x86 import INDEX_MASK, ONE, U64
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 #: The simulator runs every thread as a Python thread: blocks are kept small there.
 THREADS = 4 if config.ENABLE_CUDASIM else 128

@@ -12,11 +12,11 @@ from errno import EINVAL
 
 import numpy as np
 
-from gpuhmm import x86
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import Words
-from gpuhmm.vma import Vma
-from gpuhmm.x86 import U64, level_shift
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm import x86
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import U64, level_shift
 
 
 class WalkDisturbedError(Exception):

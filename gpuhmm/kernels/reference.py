@@ -2,7 +2,7 @@
 
 Read it beside mm/hmm.c, and :mod:`gpuhmm.kernels.pagewalk` beside mm/pagewalk.c: the functions have
 the kernel's names and its order of tests.  It is the judge of the other back ends and shares with them
-only the predicates of entries (:mod:`gpuhmm.x86`) and the need-fault rule (:mod:`gpuhmm.hmm`).
+only the predicates of entries (:mod:`gpuhmm.mm.x86`) and the need-fault rule (:mod:`gpuhmm.hmm.words`).
 
 Source: mm/hmm.c (v5.18).
 """
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuhmm import x86
-from gpuhmm.faults import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, FaultHandler
-from gpuhmm.hmm import (
+from gpuhmm.hmm.livelock import LivelockGuard
+from gpuhmm.hmm.ranges import HmmRange
+from gpuhmm.hmm.runs import HmmRuns
+from gpuhmm.hmm.words import (
     HMM_NEED_ALL_BITS,
     HMM_NEED_WRITE_FAULT,
     HMM_PFN_ERROR,
@@ -27,11 +28,10 @@ from gpuhmm.hmm import (
     hmm_pte_need_fault,
 )
 from gpuhmm.kernels.pagewalk import PageWalk, WalkDisturbedError
-from gpuhmm.livelock import LivelockGuard
-from gpuhmm.ranges import HmmRange
-from gpuhmm.runs import HmmRuns
-from gpuhmm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE
-from gpuhmm.x86 import U64
+from gpuhmm.mm import x86
+from gpuhmm.mm.handler import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, FaultHandler
+from gpuhmm.mm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE
+from gpuhmm.mm.x86 import U64
 
 _VALID = int(HMM_PFN_VALID)
 _WRITE = int(HMM_PFN_WRITE)

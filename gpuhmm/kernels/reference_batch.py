@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpuhmm.batch import HmmRangeBatch
+    from gpuhmm.hmm.batch import HmmRangeBatch
 
 
 def batch_resolver(batch: HmmRangeBatch) -> _OneByOne:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpuhmm.hmm.runs import HmmRuns, joined, runs_of_words
 from gpuhmm.kernels.reference import HmmWalk
-from gpuhmm.runs import HmmRuns, joined, runs_of_words
-from gpuhmm.tables import Words
-from gpuhmm.x86 import U64, ZERO
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import U64, ZERO
 
 
 def hmm_range_fault_runs(request: HmmRuns) -> int:

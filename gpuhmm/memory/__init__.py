@@ -4,9 +4,6 @@ Operations take the address space first and addresses in bytes; what a kernel wo
 returned as one.
 """
 
-from gpuhmm.machine.device import DeviceMemory
-from gpuhmm.machine.filemap import FILE_KINDS, File
-from gpuhmm.machine.physical import PhysicalMemory
 from gpuhmm.memory.fork import fork
 from gpuhmm.memory.gup import access, load, pin_user_pages, store, unpin_user_pages
 from gpuhmm.memory.invariants import check_invariants
@@ -24,6 +21,9 @@ from gpuhmm.memory.migrate import Migration, migrate_pages_end, migrate_pages_st
 from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
 from gpuhmm.memory.mmap import exit_mmap, munmap
 from gpuhmm.memory.mprotect import change_prot_numa, mprotect
+from gpuhmm.memory.pages.device import DeviceMemory
+from gpuhmm.memory.pages.filemap import FILE_KINDS, File
+from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.userfaultfd import (
     UFFDIO_REGISTER_MODE_MISSING,
     UFFDIO_REGISTER_MODE_WP,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from errno import ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import (
+from gpuhmm.memory.fault.entry import (
     DEVMAP,
     NONE,
     PFN,
@@ -28,28 +28,28 @@ from gpuhmm.fault.entry import (
     swp_offset,
     swp_pfn,
 )
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.fault.migration import is_migration_type
-from gpuhmm.fault.swap import remove_device_exclusive_entry
-from gpuhmm.machine.page import PG_ANON
-from gpuhmm.machine.rmap import (
+from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.fault.migration import is_migration_type
+from gpuhmm.memory.fault.swap import remove_device_exclusive_entry
+from gpuhmm.memory.mmap import exit_mmap
+from gpuhmm.memory.pages.page import PG_ANON
+from gpuhmm.memory.pages.rmap import (
     huge_normal_page,
     page_add_new_anon_rmap,
     page_add_rmap,
     page_try_dup_anon_rmap,
     vm_normal_page,
 )
-from gpuhmm.machine.swapfile import slot_of
-from gpuhmm.memory.mmap import exit_mmap
+from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.memory.zap import pmd_pieces
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_PROTECTION_PAGE
-from gpuhmm.tables import NO_CHILD
-from gpuhmm.vma import VM_LOCKED, VM_MIXEDMAP, VM_PFNMAP, VM_SHARED, VM_UFFD_MISSING, VM_UFFD_WP, Vma
-from gpuhmm.x86 import encode_swap
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_PROTECTION_PAGE
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.vma import VM_LOCKED, VM_MIXEDMAP, VM_PFNMAP, VM_SHARED, VM_UFFD_MISSING, VM_UFFD_WP, Vma
+from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 
 @write_locked
@@ -59,7 +59,7 @@ def fork(mm: AddressSpace) -> AddressSpace | int:
     Private pages become read-only in both: event PROTECTION_PAGE over each private area of the parent that
     has pages of its own, CLEAR over hugetlb ones.
     """
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
     memory = mm.memory
     root = memory.alloc_table()

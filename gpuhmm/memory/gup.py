@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm import x86
-from gpuhmm.fault.entry import RW, A, D, P
-from gpuhmm.faults import (
+from gpuhmm.memory.fault.entry import RW, A, D, P
+from gpuhmm.memory.mmap import invalid_range
+from gpuhmm.memory.pages.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE
+from gpuhmm.mm import x86
+from gpuhmm.mm.handler import (
     FAULT_FLAG_UNSHARE,
     FAULT_FLAG_WRITE,
     VM_FAULT_ERROR,
@@ -20,15 +22,13 @@ from gpuhmm.faults import (
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_OOM,
 )
-from gpuhmm.machine.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE
-from gpuhmm.memory.mmap import invalid_range
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.tables import NO_CHILD, Words
-from gpuhmm.vma import VM_ACCESS_FLAGS, VM_READ, VM_SHARED, VM_WRITE
-from gpuhmm.x86 import level_shift
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.tables import NO_CHILD, Words
+from gpuhmm.mm.vma import VM_ACCESS_FLAGS, VM_READ, VM_SHARED, VM_WRITE
+from gpuhmm.mm.x86 import level_shift
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 #: Linux's number; Python names it on Linux of some architectures only.
 EHWPOISON = 133

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm import x86
-from gpuhmm.fault.entry import (
+from gpuhmm.memory.fault.entry import (
     DEVMAP,
     NONE,
     PFN,
@@ -21,7 +20,7 @@ from gpuhmm.fault.entry import (
     swp_offset,
     swp_pfn,
 )
-from gpuhmm.machine.page import (
+from gpuhmm.memory.pages.page import (
     GUP_PIN_COUNTING_BIAS,
     PG_ADOPTED,
     PG_ANON,
@@ -33,14 +32,15 @@ from gpuhmm.machine.page import (
     PG_SWAPCACHE,
     PG_TABLE,
 )
-from gpuhmm.machine.swapfile import slot_of
-from gpuhmm.tables import NO_CHILD
-from gpuhmm.vma import Vma
-from gpuhmm.x86 import level_shift
+from gpuhmm.memory.pages.swapfile import slot_of
+from gpuhmm.mm import x86
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import level_shift
 
 if TYPE_CHECKING:
-    from gpuhmm.machine.physical import PhysicalMemory
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.pages.physical import PhysicalMemory
+    from gpuhmm.memory.space import AddressSpace
 
 
 def check_invariants(memory: PhysicalMemory) -> None:

@@ -9,20 +9,20 @@ from __future__ import annotations
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import NONE, PMD_SIZE, PROTNONE, A, D, Fault, P
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.machine.page import PG_LAZYFREE, PG_SWAPCACHE
-from gpuhmm.machine.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.memory.fault.entry import NONE, PMD_SIZE, PROTNONE, A, D, Fault, P
+from gpuhmm.memory.fault.huge import split_huge_pmd
 from gpuhmm.memory.memory_failure import soft_poison_range
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
+from gpuhmm.memory.pages.page import PG_LAZYFREE, PG_SWAPCACHE
+from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
 from gpuhmm.memory.vmscan import swap_out
 from gpuhmm.memory.zap import drop_entry, pmd_pieces, zap_page_range
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.tables import NO_CHILD
-from gpuhmm.vma import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_PFNMAP, VM_SHARED, Vma
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.vma import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_PFNMAP, VM_SHARED, Vma
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 MADV_DONTNEED = 4
 MADV_FREE = 8

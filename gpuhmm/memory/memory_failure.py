@@ -9,16 +9,16 @@ from __future__ import annotations
 from errno import EBUSY
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import NONE, PFN, PROTNONE, PSE, Fault, P, pfn_of
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.machine.page import PG_HUGETLB, PG_HWPOISON
-from gpuhmm.machine.rmap import page_remove_rmap, rmap_walk
+from gpuhmm.memory.fault.entry import NONE, PFN, PROTNONE, PSE, Fault, P, pfn_of
+from gpuhmm.memory.fault.huge import split_huge_pmd
 from gpuhmm.memory.gup import access, leaf_entry
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.x86 import encode_swap
+from gpuhmm.memory.pages.page import PG_HUGETLB, PG_HWPOISON
+from gpuhmm.memory.pages.rmap import page_remove_rmap, rmap_walk
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 
 def soft_poison_range(mm: AddressSpace, start: int, end: int) -> int:

@@ -10,25 +10,25 @@ from dataclasses import dataclass, field
 from errno import EINVAL
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuhmm.fault.entry import NONE, PMD_SIZE, PROTNONE, PSE, Fault, P, huge_pfn_of, pfn_of, swp_pfn
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.fault.migration import is_migration_type, migration_entry, remove_migration_pte
-from gpuhmm.machine.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
-from gpuhmm.machine.rmap import (
+from gpuhmm.memory.fault.entry import NONE, PMD_SIZE, PROTNONE, PSE, Fault, P, huge_pfn_of, pfn_of, swp_pfn
+from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.fault.migration import is_migration_type, migration_entry, remove_migration_pte
+from gpuhmm.memory.mmap import invalid_range
+from gpuhmm.memory.pages.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
+from gpuhmm.memory.pages.rmap import (
     huge_normal_page,
     page_add_rmap,
     page_remove_rmap,
     rmap_walk,
     vm_normal_page,
 )
-from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.zap import pmd_pieces
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.tables import NO_CHILD
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.tables import NO_CHILD
 
 if TYPE_CHECKING:
-    from gpuhmm.machine.physical import PhysicalMemory
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.pages.physical import PhysicalMemory
+    from gpuhmm.memory.space import AddressSpace
 
 
 class Move(NamedTuple):

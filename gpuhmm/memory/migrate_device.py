@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.fault.entry import (
+from gpuhmm.memory.fault.entry import (
     NONE,
     PROTNONE,
     RW,
@@ -25,23 +25,23 @@ from gpuhmm.fault.entry import (
     swp_pfn,
     swp_software,
 )
-from gpuhmm.fault.handle import handle_mm_fault
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.fault.migration import swp_flags
-from gpuhmm.faults import FAULT_FLAG_WRITE, VM_FAULT_ERROR, VM_FAULT_OOM
-from gpuhmm.machine.device import DeviceMemory
-from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
-from gpuhmm.machine.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
+from gpuhmm.memory.fault.handle import handle_mm_fault
+from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.fault.migration import swp_flags
 from gpuhmm.memory.mmap import invalid_range
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.notifier import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE
-from gpuhmm.space import NO_PFN
-from gpuhmm.tables import NO_CHILD, Words
-from gpuhmm.vma import VM_READ, VM_SHARED, VM_SPECIAL, VM_WRITE, Vma
-from gpuhmm.x86 import encode_swap
+from gpuhmm.memory.pages.device import DeviceMemory
+from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
+from gpuhmm.memory.pages.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
+from gpuhmm.memory.space import NO_PFN
+from gpuhmm.mm.handler import FAULT_FLAG_WRITE, VM_FAULT_ERROR, VM_FAULT_OOM
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.notifier import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE
+from gpuhmm.mm.tables import NO_CHILD, Words
+from gpuhmm.mm.vma import VM_READ, VM_SHARED, VM_SPECIAL, VM_WRITE, Vma
+from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 Moved = npt.NDArray[np.bool_]
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from gpuhmm.machine.page import PG_TABLE
+from gpuhmm.memory.pages.page import PG_TABLE
 from gpuhmm.memory.zap import free_pgtables, zap_page_range
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.notifier import MMU_NOTIFY_RELEASE, MMU_NOTIFY_UNMAP
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.notifier import MMU_NOTIFY_RELEASE, MMU_NOTIFY_UNMAP
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 
 def invalid_range(mm: AddressSpace, start: int, end: int) -> bool:

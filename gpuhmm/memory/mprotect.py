@@ -10,7 +10,7 @@ from collections.abc import Callable
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import (
+from gpuhmm.memory.fault.entry import (
     NONE,
     PMD_SIZE,
     PROTNONE,
@@ -25,19 +25,19 @@ from gpuhmm.fault.entry import (
     pte_modify,
     swp_offset,
 )
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
-from gpuhmm.machine.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.memory.fault.huge import split_huge_pmd
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
+from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
+from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
 from gpuhmm.memory.zap import pmd_pieces
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.notifier import MMU_NOTIFY_PROTECTION_VMA
-from gpuhmm.tables import NO_CHILD
-from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma
-from gpuhmm.x86 import encode_swap
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.notifier import MMU_NOTIFY_PROTECTION_VMA
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma
+from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 _PROT = VM_READ | VM_WRITE | VM_EXEC
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import NONE, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP, P
+from gpuhmm.memory.fault.entry import NONE, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP, P
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.memory.mprotect import change_protection
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.vma import VM_UFFD_MISSING, VM_UFFD_WP, Vma
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.vma import VM_UFFD_MISSING, VM_UFFD_WP, Vma
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 UFFDIO_REGISTER_MODE_MISSING = 1
 UFFDIO_REGISTER_MODE_WP = 2

@@ -9,21 +9,21 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from gpuhmm.fault.entry import NONE, PROTNONE, SWP_EXCLUSIVE, D, Fault, P
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.fault.migration import swp_flags
-from gpuhmm.machine.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE, PG_KSM, PG_LAZYFREE, PG_SWAPCACHE
-from gpuhmm.machine.rmap import page_remove_rmap, vm_normal_page
-from gpuhmm.machine.swapfile import SLOT_TYPE_SHIFT
+from gpuhmm.memory.fault.entry import NONE, PROTNONE, SWP_EXCLUSIVE, D, Fault, P
+from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.fault.migration import swp_flags
 from gpuhmm.memory.mmap import invalid_range
+from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE, PG_KSM, PG_LAZYFREE, PG_SWAPCACHE
+from gpuhmm.memory.pages.rmap import page_remove_rmap, vm_normal_page
+from gpuhmm.memory.pages.swapfile import SLOT_TYPE_SHIFT
 from gpuhmm.memory.zap import pmd_pieces
-from gpuhmm.mmap_lock import write_locked
-from gpuhmm.tables import NO_CHILD
-from gpuhmm.vma import VM_LOCKED, VM_PFNMAP, Vma
-from gpuhmm.x86 import encode_swap
+from gpuhmm.mm.mmap_lock import write_locked
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.vma import VM_LOCKED, VM_PFNMAP, Vma
+from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 
 @write_locked

@@ -11,17 +11,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.fault.entry import DEVMAP, NONE, PFN, PMD_SIZE, PROTNONE, PSE, Fault, P, swp_offset, swp_pfn
-from gpuhmm.fault.huge import split_huge_pmd
-from gpuhmm.machine.page import PG_TABLE
-from gpuhmm.machine.rmap import huge_normal_page, page_remove_rmap, vm_normal_page
-from gpuhmm.machine.swapfile import slot_of
-from gpuhmm.tables import NO_CHILD
-from gpuhmm.vma import Vma
-from gpuhmm.x86 import level_shift
+from gpuhmm.memory.fault.entry import (
+    DEVMAP,
+    NONE,
+    PFN,
+    PMD_SIZE,
+    PROTNONE,
+    PSE,
+    Fault,
+    P,
+    swp_offset,
+    swp_pfn,
+)
+from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.pages.page import PG_TABLE
+from gpuhmm.memory.pages.rmap import huge_normal_page, page_remove_rmap, vm_normal_page
+from gpuhmm.memory.pages.swapfile import slot_of
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import level_shift
 
 if TYPE_CHECKING:
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.space import AddressSpace
 
 
 def pmd_pieces(mm: AddressSpace, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.backends import hmm_range_fault
-from gpuhmm.driver import REQUESTS
-from gpuhmm.hmm import HMM_PFN_FLAGS, HMM_PFN_WRITE
+from gpuhmm.hmm.backends import hmm_range_fault
+from gpuhmm.hmm.loop import REQUESTS
+from gpuhmm.hmm.ranges import HmmRange, RangeStats
+from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_WRITE
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE, DevicePageTable
-from gpuhmm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
-from gpuhmm.ranges import HmmRange, RangeStats
-from gpuhmm.tables import Words
+from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
+from gpuhmm.mm.tables import Words
 
 if TYPE_CHECKING:
-    from gpuhmm.machine.device import DeviceMemory
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.pages.device import DeviceMemory
+    from gpuhmm.memory.space import AddressSpace
 
 
 @dataclass

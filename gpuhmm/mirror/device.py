@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm import x86
-from gpuhmm.arguments import check_array
-from gpuhmm.backends import resolve_backend
-from gpuhmm.driver import HMM_RANGE_DEFAULT_TIMEOUT_MS
-from gpuhmm.machine.page import SECTION_MASK, SECTION_SHIFT
-from gpuhmm.machine.rmap import rmap_walk
+from gpuhmm.hmm.backends import resolve_backend
+from gpuhmm.hmm.loop import HMM_RANGE_DEFAULT_TIMEOUT_MS
 from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
+from gpuhmm.memory.pages.page import SECTION_MASK, SECTION_SHIFT
+from gpuhmm.memory.pages.rmap import rmap_walk
+from gpuhmm.memory.space import NO_PFN
 from gpuhmm.mirror.coherence import CoherentPageTable, MirrorCounters
 from gpuhmm.mirror.page_table import DPT_ATOMIC, DPT_PFN, DPT_VALID, DPT_WRITE, DevicePageTable
 from gpuhmm.mirror.protection import dmirror_mkentry
-from gpuhmm.space import NO_PFN
-from gpuhmm.tables import Words
-from gpuhmm.vma import VM_READ
+from gpuhmm.mm import x86
+from gpuhmm.mm.arguments import check_array
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.vma import VM_READ
 
 if TYPE_CHECKING:
-    from gpuhmm.machine.device import DeviceMemory
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.pages.device import DeviceMemory
+    from gpuhmm.memory.space import AddressSpace
 
 #: Pages that lib/test_hmm.c asks for in one call.
 RANGE_PAGES = 64

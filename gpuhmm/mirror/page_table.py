@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 
 #: The device may read the page.
 DPT_VALID = np.uint64(1 << 63)

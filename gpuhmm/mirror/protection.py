@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
-from gpuhmm.tables import Words
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.mm.tables import Words
 
 if TYPE_CHECKING:
-    from gpuhmm.machine.device import DeviceMemory
-    from gpuhmm.space import AddressSpace
+    from gpuhmm.memory.pages.device import DeviceMemory
+    from gpuhmm.memory.space import AddressSpace
 
 HMM_DMIRROR_PROT_NONE = 0x00
 HMM_DMIRROR_PROT_READ = 0x01

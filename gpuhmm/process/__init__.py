@@ -3,11 +3,12 @@
 Nothing here changes the process that is read; faults happen in the copy.
 """
 
-from gpuhmm.process.capture import ProcessCapture, read_process
+from gpuhmm.capture.mapping import Mapping
+from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.summary import MappingSummary, PageCounts, ProcessSummary, summarize, summary_of
+from gpuhmm.capture.walk import PreparedBackend, ProcessWalk, prepare, walk_process
 from gpuhmm.process.identity import stopped
-from gpuhmm.process.maps import Mapping
-from gpuhmm.process.summary import MappingSummary, PageCounts, ProcessSummary, summarize, summary_of
-from gpuhmm.process.walk import PreparedBackend, ProcessWalk, prepare, walk_process
+from gpuhmm.process.read import read_process
 
 __all__ = [
     "Mapping",

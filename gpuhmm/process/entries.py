@@ -12,7 +12,9 @@ from functools import cache
 
 import numpy as np
 
-from gpuhmm import x86
+from gpuhmm.mm import x86
+from gpuhmm.mm.profile import V6_1
+from gpuhmm.mm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, vm_page_prot
 from gpuhmm.process.pagemap import (
     PM_FILE,
     PM_GUARD_REGION,
@@ -26,8 +28,6 @@ from gpuhmm.process.pagemap import (
     PM_UFFD_WP,
     Words,
 )
-from gpuhmm.profile import V6_1
-from gpuhmm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, vm_page_prot
 
 #: pagemap has no write bit; this is how it is inferred, in the words of output and documentation.
 WRITE_RULE = (
@@ -53,7 +53,7 @@ _TYPE_SHIFT = np.uint64(59)
 
 
 def swap_entries(swp_type: Words, offset: Words) -> Words:
-    """Return :func:`gpuhmm.x86.encode_swap` of arrays."""
+    """Return :func:`gpuhmm.mm.x86.encode_swap` of arrays."""
     left, right = _SHIFTED_OFFSET
     return ((~offset << left) >> right) | swp_type << _TYPE_SHIFT
 
@@ -87,16 +87,6 @@ def huge_entries(words: Words, classes: np.ndarray, pfn_mask: np.uint64 = x86.PM
     inverted = (ptes & x86.PAGE_PRESENT) == 0
     ptes[inverted] ^= x86.PTE_PFN_MASK ^ pfn_mask
     return (ptes & ~x86.PAGE_SPECIAL) | x86.PAGE_PSE
-
-
-def is_special(entries: np.ndarray) -> np.ndarray:
-    """True for entries that stand for neither memory nor a swap file; bool of the same shape."""
-    return is_not_present(entries) & (entries >> _TYPE_SHIFT >= np.uint64(MAX_SWAPFILES))
-
-
-def is_not_present(entries: np.ndarray) -> np.ndarray:
-    """True for entries that are neither present nor none; bool of the same shape."""
-    return ((entries & (x86.PAGE_PRESENT | x86.PAGE_PROTNONE)) == 0) & (entries != 0)
 
 
 def _not_present(words: Words) -> Words:

@@ -11,29 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
+
+from gpuhmm.capture.record import Identity
 
 _PF_KTHREAD = 0x0020_0000
 
 #: How long a process may take to stop; one that waits for a disk cannot at once.
 _STOP_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A process: its pid, its command as the kernel knows it, state letter and parent."""
-
-    pid: int
-    command: str
-    state: str
-    parent: int
-    kernel_thread: bool
-
-    @property
-    def is_self(self) -> bool:
-        """True if it is the process that asks."""
-        return self.pid == os.getpid()
 
 
 def identify(pid: int) -> Identity:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm import x86
+from gpuhmm.mm import x86
 from gpuhmm.process.entries import huge_entries, page_entries
 from gpuhmm.process.pagemap import PM_PRESENT, Words
 

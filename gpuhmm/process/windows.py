@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.process.maps import Mapping
+from gpuhmm.capture.mapping import Mapping
 from gpuhmm.process.pagemap import (
     PAGE_IS_HUGE,
     PAGE_IS_PFNZERO,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.backends import resolve_backend
+from gpuhmm.hmm.backends import resolve_backend
 
 
 def device_columns(table: npt.NDArray[np.void]) -> dict[str, Any]:

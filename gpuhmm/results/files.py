@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.hmm.runs import RUN_DTYPE, expand_runs
 from gpuhmm.results import parquet
-from gpuhmm.runs import RUN_DTYPE, expand_runs
-from gpuhmm.whole_file import whole_file
+from gpuhmm.results.whole_file import whole_file
 
 #: What can be written, and what each suffix means.
 SUFFIXES = {
@@ -49,7 +49,7 @@ def write_results(
 ) -> None:
     """Write a structured array, or with ``.json`` the ``summary``, to ``path``, whole or not at all.
 
-    ``table`` is any structured array: runs (``gpuhmm.runs.RUN_DTYPE``, with or without a column
+    ``table`` is any structured array: runs (``gpuhmm.hmm.runs.RUN_DTYPE``, with or without a column
     ``mapping``), or words from :func:`word_table`.  ``names`` are those of the mappings that a column
     ``mapping`` counts; Parquet holds them as a column ``name``.
     """

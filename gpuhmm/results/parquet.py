@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.results.columns import table_of
 
 #: Columns that are stored as differences.

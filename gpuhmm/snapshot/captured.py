@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuhmm.capture.mapping import Mapping
+from gpuhmm.capture.record import Identity, ProcessCapture
 from gpuhmm.errors import SnapshotError
-from gpuhmm.process.capture import ProcessCapture
-from gpuhmm.process.identity import Identity
-from gpuhmm.process.maps import Mapping
+from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.parts import Arrays
-from gpuhmm.space import AddressSpace
 
 _SCALARS = (
     "start",

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpuhmm.process.capture import ProcessCapture
-from gpuhmm.process.from_space import capture_of_space, mapping_of
+from gpuhmm.capture.from_space import capture_of_space, mapping_of
+from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.arrays import map_array
 from gpuhmm.snapshot.captured import capture_of_parts
 from gpuhmm.snapshot.manifest import Manifest, parse
 from gpuhmm.snapshot.page_state import set_page_state
 from gpuhmm.snapshot.parts import space_of_parts
-from gpuhmm.space import AddressSpace
 
 
 @dataclass(frozen=True)

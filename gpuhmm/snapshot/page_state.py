@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.errors import SnapshotError
-from gpuhmm.machine.device import DeviceMemory
-from gpuhmm.machine.filemap import File
-from gpuhmm.machine.page import _FIELDS, SECTION_MASK, SECTION_SHIFT
-from gpuhmm.machine.page_alloc import FreeFrames
-from gpuhmm.machine.physical import PhysicalMemory
-from gpuhmm.machine.swapfile import SwapDevice
+from gpuhmm.memory.pages.device import DeviceMemory
+from gpuhmm.memory.pages.filemap import File
+from gpuhmm.memory.pages.page import _FIELDS, SECTION_MASK, SECTION_SHIFT
+from gpuhmm.memory.pages.page_alloc import FreeFrames
+from gpuhmm.memory.pages.physical import PhysicalMemory
+from gpuhmm.memory.pages.swapfile import SwapDevice
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.vma import Vma, VmaList
 from gpuhmm.snapshot.page_state_checks import LIMIT, check_page_state
 from gpuhmm.snapshot.parts import Arrays
-from gpuhmm.space import AddressSpace
-from gpuhmm.vma import Vma, VmaList
 
 
 def page_state_parts(space: AddressSpace) -> tuple[dict[str, Any], Arrays] | None:

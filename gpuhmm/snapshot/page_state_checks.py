@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuhmm import x86
 from gpuhmm.errors import SnapshotError
-from gpuhmm.machine.filemap import FILE_KINDS
-from gpuhmm.machine.page import _FIELDS, PG_ADOPTED, PG_DEVICE, PG_FILE, PG_HWPOISON, PG_LAZYFREE
+from gpuhmm.memory.pages.filemap import FILE_KINDS
+from gpuhmm.memory.pages.page import _FIELDS, PG_ADOPTED, PG_DEVICE, PG_FILE, PG_HWPOISON, PG_LAZYFREE
+from gpuhmm.mm import x86
 from gpuhmm.snapshot.parts import Arrays
 
 #: dtype and columns (None: no second axis) of every array of the part.

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.errors import SnapshotError
-from gpuhmm.profile import PROFILES, KernelProfile
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import PageTables
-from gpuhmm.vma import Vma
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.profile import PROFILES, KernelProfile
+from gpuhmm.mm.tables import PageTables
+from gpuhmm.mm.vma import Vma
 
 Arrays = dict[str, npt.NDArray[Any]]
 

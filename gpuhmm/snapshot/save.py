@@ -9,14 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import gpuhmm
-from gpuhmm.process.capture import ProcessCapture
+from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.arrays import write_array
 from gpuhmm.snapshot.captured import capture_parts
 from gpuhmm.snapshot.manifest import FILE, VERSION, Manifest, is_snapshot
 from gpuhmm.snapshot.page_state import page_state_parts
 from gpuhmm.snapshot.parts import Arrays, space_parts
-from gpuhmm.space import AddressSpace
+from gpuhmm.version import __version__
 
 
 def save_snapshot(
@@ -70,7 +70,7 @@ def save_snapshot(
 def _write(folder: Path, parts: dict[str, Any], arrays: Arrays) -> None:
     records = {name: write_array(folder, name, array) for name, array in arrays.items()}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest = Manifest(VERSION, gpuhmm.__version__, now, parts, records)
+    manifest = Manifest(VERSION, __version__, now, parts, records)
     with open(folder / FILE, "x", encoding="ascii") as file:
         file.write(manifest.to_json())
         file.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 
 
 def canonical(vas: Words, levels: int) -> Words:

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from gpuhmm.kernels.compile_cache import cached
+from gpuhmm.mm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, TABLE_SHIFT, U64, ZERO
 from gpuhmm.shared import register
 from gpuhmm.translation.runs import RUN_COLUMNS, compared_bits, count_runs, fill_runs
 from gpuhmm.translation.words import (
@@ -18,10 +19,9 @@ from gpuhmm.translation.words import (
     slot_at,
     slot_word,
 )
-from gpuhmm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, PMD_SIZE, TABLE_SHIFT, U64, ZERO
 
 if TYPE_CHECKING:
-    from gpuhmm.tables import Words
+    from gpuhmm.mm.tables import Words
     from gpuhmm.translation.source import Tables
 
 register()

@@ -9,13 +9,13 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.kernels.device_tables import THREADS
+from gpuhmm.mm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, U64
 from gpuhmm.shared import register
 from gpuhmm.translation.runs import RUN_COLUMNS, compared_bits, count_runs, fill_runs
 from gpuhmm.translation.words import slot_at, slot_word, translate_one
-from gpuhmm.x86 import INDEX_MASK, ONE, PAGE_SHIFT, PMD_SHIFT, U64
 
 if TYPE_CHECKING:
-    from gpuhmm.tables import Words
+    from gpuhmm.mm.tables import Words
     from gpuhmm.translation.source import Tables
 
 register()

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.backends import resolve_backend
-from gpuhmm.tables import Words
+from gpuhmm.hmm.backends import resolve_backend
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import U64
 from gpuhmm.translation.canonical import canonical
 from gpuhmm.translation.runs import MAPPING_NX, MAPPING_PROTNONE, MAPPING_USER, MAPPING_WRITE
 from gpuhmm.translation.slots import Part, parts
 from gpuhmm.translation.source import Tables, tables_of
 from gpuhmm.translation.translate import MODULES
-from gpuhmm.x86 import U64
 
 #: One run: ``va`` and ``pa`` in bytes count up together over ``npages`` pages of 4 KiB; ``flags`` are
 #: MAPPING_* bits.

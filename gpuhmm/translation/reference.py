@@ -5,7 +5,7 @@ It shares no code with them.  Source: Intel SDM volume 3, figures 4-8 to 4-10.
 
 from __future__ import annotations
 
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 from gpuhmm.translation.source import Tables
 
 _P, _PSE, _PROTNONE = 1, 1 << 7, 1 << 8

@@ -9,9 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.shared import shared
-from gpuhmm.translation.words import PA_MASK, has_address, pte_translation
-from gpuhmm.x86 import (
+from gpuhmm.mm.x86 import (
     ONE,
     PAGE_NX,
     PAGE_RW,
@@ -22,6 +20,8 @@ from gpuhmm.x86 import (
     ZERO,
     entry_present,
 )
+from gpuhmm.shared import shared
+from gpuhmm.translation.words import PA_MASK, has_address, pte_translation
 
 #: What a run allows: write, user, no execution; PROTNONE pages allow nothing at all.
 MAPPING_WRITE = U64(1)

@@ -8,10 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gpuhmm.tables import Words
-from gpuhmm.translation.runs import MAPPING_GRANTED, MAPPING_NX, MAPPING_PROTNONE, MAPPING_USER, MAPPING_WRITE
-from gpuhmm.translation.source import Tables
-from gpuhmm.x86 import (
+from gpuhmm.mm.tables import Words
+from gpuhmm.mm.x86 import (
     PAGE_NX,
     PAGE_PRESENT,
     PAGE_PROTNONE,
@@ -23,6 +21,8 @@ from gpuhmm.x86 import (
     U64,
     level_shift,
 )
+from gpuhmm.translation.runs import MAPPING_GRANTED, MAPPING_NX, MAPPING_PROTNONE, MAPPING_USER, MAPPING_WRITE
+from gpuhmm.translation.source import Tables
 
 #: Tables of level 2 that one part holds: up to 8,192 leaf tables, 4 million pages.
 _PART = 16

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.space import AddressSpace
-from gpuhmm.tables import Words
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.tables import Words
 
 
 class Tables(Protocol):
     """Upper tables with the rows of their children, and leaf tables; the top table is row 0.
 
-    :class:`gpuhmm.dump.RawTables` and :class:`gpuhmm.tables.PageTables` are such.
+    :class:`gpuhmm.dump.RawTables` and :class:`gpuhmm.mm.tables.PageTables` are such.
     """
 
     @property

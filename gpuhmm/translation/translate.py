@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.arguments import check_array
-from gpuhmm.backends import BackendInfo, resolve_backend
 from gpuhmm.errors import ArrayTypeError
-from gpuhmm.tables import Words
+from gpuhmm.hmm.backends import BackendInfo, resolve_backend
+from gpuhmm.mm.arguments import check_array
+from gpuhmm.mm.tables import Words
 from gpuhmm.translation.source import Tables, tables_of
 from gpuhmm.translation.words import LEVEL_MASK, LEVEL_SHIFT, PA_MASK, REASON_SHIFT, Reason
 

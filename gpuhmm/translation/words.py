@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.shared import shared
-from gpuhmm.x86 import (
+from gpuhmm.mm.x86 import (
     ALL_ONES,
     INDEX_MASK,
     ONE,
@@ -41,6 +40,7 @@ from gpuhmm.x86 import (
     pte_present,
     uninverted,
 )
+from gpuhmm.shared import shared
 
 
 class Reason(IntEnum):

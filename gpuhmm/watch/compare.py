@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.backends import BackendInfo, resolve_backend
+from gpuhmm.hmm.backends import BackendInfo, resolve_backend
 from gpuhmm.process import ProcessCapture
 from gpuhmm.watch.page_change import Change
 

@@ -6,10 +6,10 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.kernels.device_tables import THREADS
+from gpuhmm.mm.x86 import U64
 from gpuhmm.shared import register
 from gpuhmm.translation import cuda as translation
 from gpuhmm.watch.page_change import page_change
-from gpuhmm.x86 import U64
 
 register()
 

@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from gpuhmm.mm.x86 import U64
 from gpuhmm.shared import shared
 from gpuhmm.translation.words import (
     LEVEL_MASK,
@@ -16,7 +17,6 @@ from gpuhmm.translation.words import (
     Reason,
     has_address,
 )
-from gpuhmm.x86 import U64
 
 
 class Change(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.tables import Words
+from gpuhmm.mm.tables import Words
 from gpuhmm.translation import reference
 from gpuhmm.translation.source import Tables
 from gpuhmm.watch.page_change import Change

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.arguments import check_array
 from gpuhmm.coalesce.access import ACCESS_NAMES, ACCESS_PREFETCH, ACCESS_WRITE
 from gpuhmm.coalesce.device.config import WARP_LANES
+from gpuhmm.mm.arguments import check_array
 
 #: The access waits until all earlier ones of its warp are through: it needs what they loaded.
 OP_WAITS = 1

@@ -18,8 +18,8 @@ from gpuhmm.coalesce.drivers.pranges import Prange, Pranges
 from gpuhmm.coalesce.ranges import RangeRequest, ask_ranges, asked_pages, map_pages
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
-from gpuhmm.vma import VM_READ, VM_WRITE
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.mm.vma import VM_READ, VM_WRITE
 
 EBUSYS = ("refresh", "spin", "give-up")
 

@@ -12,9 +12,9 @@ from gpuhmm.coalesce.areas import place_keys
 from gpuhmm.coalesce.ranges import RangeRequest, serve_ranges
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.hmm import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
-from gpuhmm.notifier import MmuIntervalNotifier
-from gpuhmm.vma import VM_WRITE, Vma
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.mm.notifier import MmuIntervalNotifier
+from gpuhmm.mm.vma import VM_WRITE, Vma
 
 DUPLICATES = ("page", "none")
 REQUESTS = ("access", "vma")

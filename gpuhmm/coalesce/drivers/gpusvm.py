@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpuhmm.coalesce.service import FaultService
-from gpuhmm.notifier import MMU_NOTIFY_UNMAP, MmuIntervalNotifier, MmuNotifierRange
+from gpuhmm.mm.notifier import MMU_NOTIFY_UNMAP, MmuIntervalNotifier, MmuNotifierRange
 
 #: Sizes of ranges in bytes, largest first, and what they are called (fault_chunk_sizes of xe_svm.c).
 CHUNKS = {1 << 21: "2M", 1 << 16: "64K", 1 << 12: "4K"}

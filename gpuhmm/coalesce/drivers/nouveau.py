@@ -18,7 +18,7 @@ from gpuhmm.coalesce.access import ACCESS_ATOMIC_WEAK, ACCESS_PREFETCH, ACCESS_R
 from gpuhmm.coalesce.ranges import RangeRequest, asked_pages, map_pages, serve_ranges
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.hmm import (
+from gpuhmm.hmm.words import (
     HMM_PFN_FLAGS,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
@@ -27,9 +27,9 @@ from gpuhmm.hmm import (
     hmm_pfn_to_order,
 )
 from gpuhmm.memory import make_device_exclusive_range
-from gpuhmm.notifier import MMU_NOTIFY_EXCLUSIVE, MmuIntervalNotifier, MmuNotifierRange
-from gpuhmm.space import NO_PFN
-from gpuhmm.vma import VM_WRITE
+from gpuhmm.memory.space import NO_PFN
+from gpuhmm.mm.notifier import MMU_NOTIFY_EXCLUSIVE, MmuIntervalNotifier, MmuNotifierRange
+from gpuhmm.mm.vma import VM_WRITE
 
 VERSIONS = ("v6.1", "v5.7")
 PREFETCHES = ("snapshot", "fault")

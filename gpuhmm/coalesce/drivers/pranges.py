@@ -11,8 +11,8 @@ from bisect import bisect_right, insort
 from dataclasses import dataclass
 
 from gpuhmm.coalesce.service import FaultService
-from gpuhmm.notifier import MMU_NOTIFY_UNMAP, MmuIntervalNotifier, MmuNotifierRange
-from gpuhmm.vma import Vma
+from gpuhmm.mm.notifier import MMU_NOTIFY_UNMAP, MmuIntervalNotifier, MmuNotifierRange
+from gpuhmm.mm.vma import Vma
 
 #: Alignment and size of what a fault creates: 512 pages.
 PRANGE_SIZE = 1 << 21

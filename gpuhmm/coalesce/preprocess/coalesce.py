@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuhmm.backends import resolve_backend
 from gpuhmm.coalesce.access import ACCESS_NAMES
 from gpuhmm.coalesce.preprocess.rules import rules_of
 from gpuhmm.coalesce.preprocess.table import BatchTable
 from gpuhmm.coalesce.trace import FaultTrace
+from gpuhmm.hmm.backends import resolve_backend
 
 #: Back end -> module with ``coalesce(trace, rules, batch, window)``.
 MODULES = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuhmm.coalesce.preprocess.merge import PAGE_BITS, RANK_BITS
 from gpuhmm.coalesce.preprocess.table import DUPLICATE, NEW_WINDOW
-from gpuhmm.x86 import PAGE_SHIFT
+from gpuhmm.mm.x86 import PAGE_SHIFT
 
 #: Bits of a µTLB number below a page, and of a number of faults below a batch.
 _UTLB_BITS = 16

@@ -10,8 +10,8 @@ from numba import get_num_threads, njit, prange
 from gpuhmm.coalesce.preprocess.merge import RANK_BITS, merge_batch, sort_key
 from gpuhmm.coalesce.preprocess.table import COUNTS, DUPLICATE, NEW_WINDOW, BatchTable
 from gpuhmm.kernels.compile_cache import cached
+from gpuhmm.mm.x86 import ONE, U64, ZERO
 from gpuhmm.shared import register
-from gpuhmm.x86 import ONE, U64, ZERO
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.preprocess.rules import Rules

@@ -17,8 +17,8 @@ from gpuhmm.coalesce.preprocess.columns import sorted_batches, unmerged
 from gpuhmm.coalesce.preprocess.merge import merge_batch
 from gpuhmm.coalesce.preprocess.table import COUNTS, BatchTable
 from gpuhmm.kernels.device_tables import THREADS
+from gpuhmm.mm.x86 import U64
 from gpuhmm.shared import register
-from gpuhmm.x86 import U64
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.preprocess.rules import Rules

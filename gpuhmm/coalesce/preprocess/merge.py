@@ -1,6 +1,6 @@
 """Merging at fetch over the columns of a batch, compiled for every target from one source.
 
-The rule is that of :mod:`gpuhmm.coalesce.uvm.fetch`, stated over arrays instead of entries.
+The rule is that of :mod:`gpuhmm.coalesce.drivers.uvm.fetch`, stated over arrays instead of entries.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.mm.x86 import ONE, PAGE_SHIFT, U64, ZERO
 from gpuhmm.shared import shared
-from gpuhmm.x86 import ONE, PAGE_SHIFT, U64, ZERO
 
 Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.uint32]

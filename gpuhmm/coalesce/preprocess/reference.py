@@ -1,4 +1,4 @@
-"""Preprocessing step by step: the statements of gpuhmm.coalesce.uvm, a batch after the other."""
+"""Preprocessing step by step: the statements of gpuhmm.coalesce.drivers.uvm, a batch after the other."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.coalesce.preprocess.table import COUNTS, DUPLICATE, NEW_WINDOW, BatchTable
-from gpuhmm.coalesce.uvm.fetch import Fetch, fetch
-from gpuhmm.coalesce.uvm.sort import (
+from gpuhmm.coalesce.drivers.uvm.fetch import Fetch, fetch
+from gpuhmm.coalesce.drivers.uvm.sort import (
     SortedEntry,
     count_duplicates,
     group_by_window,
     sort_representatives,
 )
+from gpuhmm.coalesce.preprocess.table import COUNTS, DUPLICATE, NEW_WINDOW, BatchTable
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.preprocess.rules import Rules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpuhmm.coalesce.uvm.fetch import BATCH_COUNT
+from gpuhmm.coalesce.drivers.uvm.fetch import BATCH_COUNT
 
 #: Faults that one batch may have; the buffers of the drivers hold no more.
 MAX_BATCH = 1 << 16
@@ -29,10 +29,11 @@ class Rules:
     any_window: bool = True
 
 
-#: Source of ``uvm``: see gpuhmm.coalesce.uvm.  Source of ``nouveau``: drivers/gpu/drm/nouveau/nouveau_svm.c:
-#: nouveau_svm_fault_cmp, nouveau_svm_fault_priority, nouveau_svm_fault (v6.1): the whole buffer, the
-#: least intrusive access first, page by page.  Its comparison keeps 32 bits of the difference of
-#: addresses; here addresses compare whole.  ``window`` is no driver's: sorted by page, most intrusive first.
+#: Source of ``uvm``: see gpuhmm.coalesce.drivers.uvm.  Source of ``nouveau``:
+#: drivers/gpu/drm/nouveau/nouveau_svm.c:nouveau_svm_fault_cmp, nouveau_svm_fault_priority,
+#: nouveau_svm_fault (v6.1): the whole buffer, the least intrusive access first, page by page.  Its
+#: comparison keeps 32 bits of the difference of addresses; here addresses compare whole.  ``window`` is no
+#: driver's: sorted by page, most intrusive first.
 RULES = {
     rules.name: rules
     for rules in (

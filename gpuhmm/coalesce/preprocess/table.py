@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.coalesce.drivers.uvm.replay import UPDATE_PUT_RATIO, updates_put
 from gpuhmm.coalesce.preprocess.rules import Rules
-from gpuhmm.coalesce.uvm.replay import UPDATE_PUT_RATIO, updates_put
 
 #: Bits of ``flags``: the sorted fault has the page of the one before it; it is the first of its window.
 DUPLICATE = 1

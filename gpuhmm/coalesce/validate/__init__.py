@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gpuhmm.coalesce.validate.experiments import Runs
 from gpuhmm.coalesce.validate.row import Row
 from gpuhmm.coalesce.validate.rules import rule_rows
-from gpuhmm.coalesce.validate.runs import Runs
 from gpuhmm.coalesce.validate.sc21 import limit_rows, prefetch_rows, size_rows, table_rows
 from gpuhmm.coalesce.validate.stacks import calibrated_rows, unbatched_rows
 

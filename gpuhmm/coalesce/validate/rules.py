@@ -13,11 +13,11 @@ from gpuhmm.coalesce.access import (
     ACCESS_READ,
     ACCESS_WRITE,
 )
+from gpuhmm.coalesce.drivers.uvm.fetch import fetch
+from gpuhmm.coalesce.drivers.uvm.prefetch import prefetch_mask
+from gpuhmm.coalesce.drivers.uvm.sort import sort_representatives
 from gpuhmm.coalesce.preprocess import coalesce_trace
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.coalesce.uvm.fetch import fetch
-from gpuhmm.coalesce.uvm.prefetch import prefetch_mask
-from gpuhmm.coalesce.uvm.sort import sort_representatives
 from gpuhmm.coalesce.validate.row import Row, exact
 
 _UVM = "NVIDIA UVM 595.45.04"

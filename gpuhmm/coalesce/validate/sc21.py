@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuhmm.coalesce.validate.experiments import Runs
 from gpuhmm.coalesce.validate.row import Row, exact, within_factor
-from gpuhmm.coalesce.validate.runs import Runs
 
 _SC21 = "SC21"
 _LOG = "SC21's artifact, recorded log"

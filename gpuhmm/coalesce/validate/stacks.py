@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gpuhmm.coalesce.costs import COSTS
+from gpuhmm.coalesce.validate.experiments import Runs
 from gpuhmm.coalesce.validate.row import Row
-from gpuhmm.coalesce.validate.runs import Runs
 
 _ICS24 = "ICS24, AMD SVM (arXiv 2405.06811)"
 

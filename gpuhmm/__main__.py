@@ -1,0 +1,5 @@
+"""``python -m gpuhmm``: the command line."""
+
+from gpuhmm.cli import main
+
+main()

@@ -1,0 +1,232 @@
+"""What ``gpuhmm walk`` says about a process: one record for the table and for JSON alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from gpuhmm.capture.mapping import Mapping
+from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.walk import PreparedBackend, ProcessWalk, WalkedMapping, walk_process
+from gpuhmm.hmm.runs import Runs
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.tables import NO_CHILD
+from gpuhmm.mm.x86 import PAGE_PRESENT, PAGE_PROTNONE, swp_type
+
+_PRESENT = PAGE_PRESENT | PAGE_PROTNONE
+
+
+@dataclass(frozen=True)
+class PageCounts:
+    """Pages of 4 KiB, counted by what the walk says of them.
+
+    ``pages`` = ``present`` + ``swapped`` + ``special`` + ``holes`` + ``errors``; ``present`` =
+    ``order_0`` + ``order_9`` + ``order_18``.  ``resident`` is what pagemap counts as present, also where
+    the walk gives ERROR.  ``longest_run`` is the longest stretch in which addresses and PFNs count
+    up together; None where PFNs are not real.
+    """
+
+    pages: int
+    present: int
+    order_0: int
+    order_9: int
+    order_18: int
+    writable: int
+    swapped: int
+    special: int
+    holes: int
+    errors: int
+    resident: int
+    longest_run: int | None
+    faults: int
+
+
+@dataclass(frozen=True)
+class MappingSummary:
+    """One mapping, addresses and sizes in bytes; ``error`` is the errno that a request ended with."""
+
+    start: int
+    end: int
+    perms: str
+    name: str
+    size: int
+    page_size: int
+    counts: PageCounts
+    error: str | None
+
+
+@dataclass(frozen=True)
+class ProcessSummary:
+    """A process's walk in numbers."""
+
+    pid: int
+    command: str
+    source: str
+    kernel: str
+    profile: str
+    start: int
+    end: int
+    request: str
+    faults_modelled: bool
+    stopped: bool
+    changed: bool
+    pfns: str
+    pagemap_scan: bool
+    kpageflags: bool
+    write_rule: str
+    backend: str
+    device: str
+    read_seconds: float
+    prepare_seconds: float
+    walk_seconds: float
+    pages_walked: int
+    pages_per_second: float
+    calls: int
+    table_pages: int
+    left_out: list[str]
+    notes: list[str]
+    total: PageCounts
+    mappings: list[MappingSummary]
+
+
+def summarize(
+    capture: ProcessCapture,
+    *,
+    request: str = "none",
+    backend: str | PreparedBackend = "auto",
+    stopped: bool = False,
+) -> ProcessSummary:
+    """Walk ``capture`` (see :func:`walk_process`) and return what is to be said about it.
+
+    ``stopped`` tells whether the process was, while it was read.
+    """
+    return summary_of(capture, walk_process(capture, request=request, backend=backend), stopped=stopped)
+
+
+def summary_of(capture: ProcessCapture, walk: ProcessWalk, *, stopped: bool = False) -> ProcessSummary:
+    """Return what is to be said about a capture that was walked."""
+    mappings = [
+        _mapping(capture, mapping, resident, walked)
+        for mapping, resident, walked in zip(capture.mappings, capture.resident, walk.mappings, strict=True)
+    ]
+    return ProcessSummary(
+        pid=capture.identity.pid,
+        command=capture.identity.command,
+        source=capture.source,
+        kernel=capture.kernel_release,
+        profile=capture.space.kernel.name,
+        start=capture.start,
+        end=capture.end,
+        request=walk.request,
+        faults_modelled=walk.request != "none",
+        stopped=stopped,
+        changed=capture.changed,
+        pfns="real" if capture.pfns_real else "numbered",
+        pagemap_scan=capture.pagemap_scan,
+        kpageflags=capture.kpageflags,
+        write_rule=capture.write_rule,
+        backend=walk.backend.name,
+        device=walk.backend.device,
+        read_seconds=capture.seconds,
+        prepare_seconds=walk.prepare_seconds,
+        walk_seconds=walk.seconds,
+        pages_walked=walk.pages,
+        pages_per_second=walk.pages / walk.seconds if walk.seconds else 0.0,
+        calls=walk.calls,
+        table_pages=len(capture.space.page_tables.where),
+        left_out=capture.left_out,
+        notes=[*capture.notes, *_warnings(capture, walk, stopped)],
+        total=_total([mapping.counts for mapping in mappings]),
+        mappings=mappings,
+    )
+
+
+def _mapping(
+    capture: ProcessCapture, mapping: Mapping, resident: int, walked: WalkedMapping
+) -> MappingSummary:
+    runs = walked.runs
+    valid = runs[(runs["flags"] & HMM_PFN_VALID) != 0]
+    present = _pages(valid)
+    errors = _pages(runs[(runs["flags"] & HMM_PFN_ERROR) != 0])
+    swapped, special = (0, 0) if mapping.rejected else _not_present(capture, mapping)
+    counts = PageCounts(
+        pages=mapping.npages,
+        present=present,
+        order_0=_pages(valid[valid["order"] == 0]),
+        order_9=_pages(valid[valid["order"] == 9]),
+        order_18=_pages(valid[valid["order"] == 18]),
+        writable=_pages(valid[(valid["flags"] & HMM_PFN_WRITE) != 0]),
+        swapped=swapped,
+        special=special,
+        holes=mapping.npages - present - errors - swapped - special,
+        errors=errors,
+        resident=resident,
+        longest_run=int(valid["npages"].max(initial=0)) if capture.pfns_real else None,
+        faults=walked.faults,
+    )
+    return MappingSummary(
+        start=mapping.start,
+        end=mapping.end,
+        perms=mapping.perms,
+        name=mapping.name,
+        size=mapping.end - mapping.start,
+        page_size=1 << mapping.page_shift,
+        counts=counts,
+        error=walked.error,
+    )
+
+
+def _pages(runs: Runs) -> int:
+    return int(runs["npages"].sum())
+
+
+def _not_present(capture: ProcessCapture, mapping: Mapping) -> tuple[int, int]:
+    """Return how many pages are swapped out, and how many entries mean something else, after the walk."""
+    swapped = special = 0
+    for window in capture.swap_windows(mapping.start, mapping.end):
+        entries = _leaf(capture.space, window, mapping)
+        absent = entries[(entries & _PRESENT == 0) & (entries != 0)]
+        other = int((swp_type(absent) >= np.uint64(capture.space.kernel.max_swapfiles)).sum())
+        special += other
+        swapped += len(absent) - other
+    return swapped, special
+
+
+def _leaf(mm: AddressSpace, window: int, mapping: Mapping) -> np.ndarray:
+    row = mm.page_tables.row(window << 21, 1)
+    if row == NO_CHILD:
+        return np.empty(0, dtype=np.uint64)
+    base = window << 21
+    low = max(mapping.start - base, 0) >> 12
+    high = min(mapping.end - base, 1 << 21) >> 12
+    return mm.page_tables.leaf[row, low:high]
+
+
+def _total(counts: list[PageCounts]) -> PageCounts:
+    sums = {field.name: [getattr(c, field.name) for c in counts] for field in fields(PageCounts)}
+    runs = [run for run in sums.pop("longest_run") if run is not None]
+    return PageCounts(
+        **{name: sum(values) for name, values in sums.items()}, longest_run=max(runs) if runs else None
+    )
+
+
+def _warnings(capture: ProcessCapture, walk: ProcessWalk, stopped: bool) -> list[str]:
+    said = []
+    if walk.request != "none":
+        said.append(
+            f"faults of --request {walk.request} were modelled on a copy of the page tables; "
+            "none was made in the process"
+        )
+    if capture.left_out:
+        said.append(f"left out, in the kernel's half: {', '.join(capture.left_out)}")
+    if capture.changed and capture.identity.is_self and not capture.source:
+        said.append("this command read itself, and so its mappings changed while they were read")
+    elif capture.changed:
+        said.append(
+            "the process changed while it was read"
+            + (": " if stopped or capture.source else "; --stop keeps it still: ")
+            + "pages of different moments may stand side by side"
+        )
+    return said

@@ -1,0 +1,37 @@
+"""First touch of anonymous memory.
+
+Source: mm/memory.c:do_anonymous_page (v6.1).
+"""
+
+from __future__ import annotations
+
+from gpuhmm.memory.fault.entry import DIRTY, SPECIAL, Fault, mk_pte
+from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap
+from gpuhmm.mm.handler import VM_FAULT_OOM, VM_FAULT_SIGBUS
+from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_MISSING
+
+
+def do_anonymous_page(vmf: Fault) -> int:
+    """Map the zero page for a read, a fresh page for a write.
+
+    A shared mapping without anything to fill it, and an address whose misses userfaultfd handles, are
+    bus errors: nothing may wait here.
+    """
+    if vmf.vma.flags & VM_SHARED:
+        return VM_FAULT_SIGBUS
+    if not vmf.alloc_tables(1):
+        return VM_FAULT_OOM
+    if not vmf.write:
+        if vmf.vma.flags & VM_UFFD_MISSING:
+            return VM_FAULT_SIGBUS
+        vmf.store(1, mk_pte(vmf.mm.zero_pfn, vmf.prot) | SPECIAL)
+        return 0
+    pfn = vmf.memory.alloc_page()
+    if pfn is None:
+        return VM_FAULT_OOM
+    if vmf.vma.flags & VM_UFFD_MISSING:
+        vmf.memory.put_page(pfn)
+        return VM_FAULT_SIGBUS
+    page_add_new_anon_rmap(vmf.memory, pfn, vmf.index)
+    vmf.store(1, vmf.maybe_mkwrite(mk_pte(pfn, vmf.prot) | DIRTY))
+    return 0

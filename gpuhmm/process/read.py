@@ -1,0 +1,308 @@
+"""The address space of a live process, read through /proc and rebuilt.
+
+Source: Documentation/admin-guide/mm/pagemap.rst (v6.18).
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from gpuhmm.capture.mapping import VM_MERGEABLE, Mapping, parse_maps, user_mappings
+from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.memory.space import NO_PFN, AddressSpace
+from gpuhmm.mm.profile import V6_1
+from gpuhmm.process.entries import AREA_PROT, IN_AREA, IS_KSM, IS_ZERO_PAGE, WRITE_RULE
+from gpuhmm.process.identity import identify
+from gpuhmm.process.pagemap import (
+    KPF_KSM,
+    KPF_THP,
+    KPF_ZERO_PAGE,
+    PM_FILE,
+    PM_MMAP_EXCLUSIVE,
+    PM_PFN,
+    PM_PRESENT,
+    PM_SWAP,
+    Pagemap,
+    Words,
+    kpageflags,
+    pfns_visible,
+)
+from gpuhmm.process.rebuild import rebuild
+from gpuhmm.process.windows import (
+    Indexes,
+    Populated,
+    Progress,
+    find_populated,
+    flat_slices,
+    read_windows,
+)
+
+#: PFNs that we give out where the kernel hides its own: the zero page, the huge one, and the rest.
+ZERO_NUMBER = 0x1A5F
+HUGE_ZERO_NUMBER = 1 << 19
+FIRST_NUMBER = 1 << 20
+FIRST_GIGANTIC_NUMBER = 1 << 38
+
+_SLOTS = np.arange(512, dtype=np.uint64)
+
+
+def read_process(
+    pid: int, *, start: int = 0, end: int | None = None, progress: Progress | None = None
+) -> ProcessCapture:
+    """Read the page tables of process ``pid`` over ``[start, end)`` bytes and rebuild them.
+
+    Everything is read through /proc; the process is neither stopped nor changed.  ValueError for an
+    empty or misaligned range and for a process without user memory there, ProcessLookupError for
+    one that is gone or ends meanwhile, PermissionError for one that may not be read.
+    """
+    begun = time.perf_counter()
+    identity = identify(pid)
+    with _plain_errors(pid), Pagemap(pid) as pagemap:
+        user, kernel = user_mappings(parse_maps(_read(f"/proc/{pid}/smaps")))
+        if not user:
+            raise ProcessLookupError(f"process {pid} ended while it was read")
+        end = user[-1].end if end is None else end
+        chosen = _cut(user, start, end)
+        if not chosen:
+            raise ValueError(f"process {pid} has no mapping in [{start:#x}, {end:#x})")
+        found = find_populated(pagemap, user, start, end)
+        reading = _Reading(user, *read_windows(pagemap, found.windows, progress), real=pfns_visible())
+        after = parse_maps(_read(f"/proc/{pid}/maps"))
+    changed = [m.header for m in user + kernel] != [m.header for m in after]
+    reading.classify(found)
+    first, past = reading.slices(chosen)
+    present = reading.words.reshape(-1).view(np.int64)
+    resident = [int((present[a:b] < 0).sum()) for a, b in zip(first.tolist(), past.tolist(), strict=True)]
+    with_swap = reading.windows_with_swap()
+    space = reading.space()
+    return ProcessCapture(
+        identity,
+        space,
+        start,
+        end,
+        chosen,
+        resident,
+        reading.windows,
+        with_swap,
+        [mapping.name for mapping in kernel],
+        reading.real,
+        found.scanned,
+        reading.used_kpageflags,
+        changed or bool(reading.lost),
+        time.perf_counter() - begun,
+        WRITE_RULE,
+        _notes(found, reading),
+        origin={"kind": "process", "pid": pid, "command": identity.command, "host": platform.node()},
+    )
+
+
+class _Reading:
+    """The words of pagemap, and what is worked out from them until they become entries."""
+
+    def __init__(self, mappings: list[Mapping], windows: Indexes, words: Words, *, real: bool) -> None:
+        self.mappings = mappings
+        self.windows = windows
+        self.words = words
+        self.real = real
+        self.classes = np.zeros(words.shape, dtype=np.uint8)
+        self.huge = np.zeros(len(windows), dtype=np.bool_)
+        self.hugetlb = np.zeros(len(windows), dtype=np.uint8)
+        self.zero_pfn = ZERO_NUMBER
+        self.huge_zero_pfn = NO_PFN
+        self.used_kpageflags = False
+        self.lost = 0  # huge pages that were gone when they were read
+
+    def slices(self, mappings: list[Mapping]) -> tuple[Indexes, Indexes]:
+        """Return which pages lie in each mapping, see :func:`flat_slices`."""
+        bounds = np.array([(m.start, m.end) for m in mappings], dtype=np.int64).reshape(-1, 2)
+        return flat_slices(self.windows, bounds[:, 0], bounds[:, 1])
+
+    def classify(self, found: Populated) -> None:
+        """Work out the class of every page and what maps every window; number PFNs that are hidden."""
+        flat = self.classes.reshape(-1)
+        smaps_huge = np.zeros(len(flat), dtype=np.bool_) if not found.scanned else None
+        first, past = self.slices(self.mappings)
+        for mapping, a, b in zip(self.mappings, first.tolist(), past.tolist(), strict=True):
+            if a == b:
+                continue
+            flat[a:b] = mapping.vm_flags & AREA_PROT | IN_AREA
+            if mapping.page_shift > 12:
+                self.hugetlb[a // 512 : -(-b // 512)] = mapping.page_shift
+            if mapping.vm_flags & VM_MERGEABLE and self.real:
+                self._mark_ksm(a, b)
+            if smaps_huge is not None and mapping.pmd_mapped:
+                smaps_huge[a:b] = True
+        if smaps_huge is None:
+            self.huge = np.isin(self.windows, found.huge, assume_unique=True)
+        elif self.real:
+            self._infer_huge(smaps_huge.reshape(-1, 512)[:, 0])
+        self.huge &= self.hugetlb == 0
+        self._check_huge()
+        if smaps_huge is None:
+            self._mark_zero(found.zero)
+        elif self.real:
+            self._infer_zero()
+        if not self.real:
+            self._number()
+
+    def _mark_ksm(self, first: int, past: int) -> None:
+        words = self.words.reshape(-1)[first:past]
+        alone = (words & (PM_PRESENT | PM_FILE | PM_MMAP_EXCLUSIVE)) == PM_PRESENT | PM_MMAP_EXCLUSIVE
+        flags = self._kpageflags(words[alone] & PM_PFN)
+        if flags is not None:
+            merged = np.flatnonzero(alone)[(flags & KPF_KSM) != 0]
+            self.classes.reshape(-1)[first:past][merged] |= IS_KSM
+
+    def _check_huge(self) -> None:
+        """Keep as huge only what still looks so: the process may have changed since it was scanned."""
+        rows = np.flatnonzero(self.huge)
+        for row in rows.tolist():
+            words, classes = self.words[row], self.classes[row]
+            whole = bool((words & PM_PRESENT).all()) and bool((classes == classes[0]).all())
+            if whole and self.real:
+                pfns = words & PM_PFN
+                whole = not int(pfns[0]) & 511 and bool((pfns == pfns[0] + _SLOTS).all())
+            self.huge[row] = whole
+        self.lost = len(rows) - int(self.huge.sum())
+
+    def _mark_zero(self, regions: Indexes) -> None:
+        """Mark the pages that PAGEMAP_SCAN calls zero pages, and take their PFNs."""
+        flat, words = self.classes.reshape(-1), self.words.reshape(-1)
+        first, past = flat_slices(self.windows, regions[:, 0], regions[:, 1])
+        spans = [(a, b) for a, b in zip(first.tolist(), past.tolist(), strict=True) if a < b]
+        for a, _ in spans:
+            if self.huge[a // 512]:
+                if self.real and self.huge_zero_pfn == NO_PFN:
+                    self.huge_zero_pfn = int(words[a // 512 * 512] & PM_PFN)
+            elif self.real and self.zero_pfn == ZERO_NUMBER and words[a] & PM_PRESENT:
+                self.zero_pfn = int(words[a] & PM_PFN)
+        for a, b in spans:
+            if not self.real:
+                flat[a:b] |= IS_ZERO_PAGE
+            elif self.huge[a // 512]:
+                heads = self.words[a // 512 : b // 512, 0] & PM_PFN
+                self.classes[a // 512 : b // 512][heads == np.uint64(self.huge_zero_pfn)] |= IS_ZERO_PAGE
+            else:
+                same = (words[a:b] & PM_PFN) == np.uint64(self.zero_pfn)
+                flat[a:b][same] |= IS_ZERO_PAGE
+
+    def _infer_huge(self, allowed: npt.NDArray[np.bool_]) -> None:
+        """Without PAGEMAP_SCAN: 512 PFNs in a row from a THP's first page, where smaps counts huge pages."""
+        heads = self.words[:, 0] & PM_PFN
+        rows = np.flatnonzero(allowed & ((heads & np.uint64(511)) == 0) & (heads != 0))
+        flags = self._kpageflags(heads[rows])
+        if flags is not None:
+            self.huge[rows[(flags & KPF_THP) != 0]] = True
+
+    def _infer_zero(self) -> None:
+        """Without PAGEMAP_SCAN: what kpageflags calls the zero page."""
+        flat, words = self.classes.reshape(-1), self.words.reshape(-1)
+        candidates = np.flatnonzero((words & (PM_PRESENT | PM_FILE | PM_MMAP_EXCLUSIVE)) == PM_PRESENT)
+        flags = self._kpageflags(words[candidates] & PM_PFN)
+        if flags is None:
+            return
+        zero = candidates[(flags & KPF_ZERO_PAGE) != 0]
+        huge = self.huge[zero // 512]
+        flat[zero] |= IS_ZERO_PAGE
+        if not huge.all():
+            self.zero_pfn = int(words[zero[~huge][0]] & PM_PFN)
+        if huge.any():
+            self.huge_zero_pfn = int(words[zero[huge][0]] & PM_PFN)
+
+    def _kpageflags(self, pfns: Words) -> Words | None:
+        flags = kpageflags(pfns)
+        self.used_kpageflags |= flags is not None
+        return flags
+
+    def _number(self) -> None:
+        """Give every present page a PFN of ours, ascending with its address; zero pages have one."""
+        base = FIRST_NUMBER + np.arange(len(self.windows)) * 512
+        base = np.where(self.hugetlb == 30, FIRST_GIGANTIC_NUMBER + (self.windows << 9 & (1 << 37) - 1), base)
+        for row, first in enumerate(base.tolist()):
+            words = self.words[row]
+            zero = (self.classes[row] & IS_ZERO_PAGE) != 0
+            if self.huge[row] and zero[0]:
+                self.huge_zero_pfn = first = HUGE_ZERO_NUMBER
+                zero = np.zeros(512, dtype=np.bool_)
+            numbers = np.where(zero, np.uint64(ZERO_NUMBER), np.uint64(first) + _SLOTS)
+            present = (words & PM_PRESENT) != 0
+            words[present] = words[present] & ~PM_PFN | numbers[present]
+
+    def windows_with_swap(self) -> Indexes:
+        """Return the windows in which something is swapped out, or called so."""
+        swapped = (self.words & (PM_PRESENT | PM_SWAP)) == PM_SWAP
+        return self.windows[swapped.any(axis=1)]
+
+    def space(self) -> AddressSpace:
+        """Return the address space; the words are used up."""
+        levels = 5 if any(mapping.end > 1 << 47 for mapping in self.mappings) else 4
+        made = rebuild(levels, self.windows, self.words, self.classes, self.huge, self.hugetlb)
+        return AddressSpace.from_tables(
+            levels=levels,
+            root_pfn=made.root_pfn,
+            table_pfns=made.table_pfns,
+            tables=made.tables,
+            vmas=[mapping.vma() for mapping in self.mappings],
+            kernel=V6_1,
+            zero_pfn=self.zero_pfn,
+            huge_zero_pfn=self.huge_zero_pfn,
+        )
+
+
+def _cut(mappings: list[Mapping], start: int, end: int) -> list[Mapping]:
+    if start % 4096 or end % 4096 or not 0 <= start < end <= 1 << 57:
+        raise ValueError(
+            f"start and end must be multiples of 4096 with start < end <= 2^57 (got {start:#x}, {end:#x})"
+        )
+    inside = [m for m in mappings if m.start < end and start < m.end]
+    return [replace(m, start=max(m.start, start), end=min(m.end, end)) for m in inside]
+
+
+def _notes(found: Populated, reading: _Reading) -> list[str]:
+    notes = []
+    if not reading.real:
+        notes.append(
+            "the kernel hides PFNs from us (CAP_SYS_ADMIN): they are numbered in the order of addresses, "
+            "so that contiguity means nothing, and swap types and offsets read as 0"
+        )
+    if not found.scanned:
+        if reading.real and reading.used_kpageflags:
+            notes.append(
+                "without PAGEMAP_SCAN (Linux 6.7) a 2 MiB leaf is inferred: 512 PFNs in a row from a huge "
+                "page of kpageflags, in a mapping where smaps counts such leaves"
+            )
+        else:
+            notes.append(
+                "without PAGEMAP_SCAN (Linux 6.7) and kpageflags no 2 MiB leaf can be told: all are 4 KiB"
+            )
+    if found.skipped:
+        notes.append(
+            f"{found.skipped} mappings that smaps calls empty were not read; zero pages in them go unseen"
+        )
+    return notes
+
+
+def _read(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode(errors="backslashreplace")
+
+
+@contextmanager
+def _plain_errors(pid: int) -> Iterator[None]:
+    """Say in words what a failure of /proc means."""
+    try:
+        yield
+    except PermissionError:
+        raise PermissionError(
+            f"process {pid} may not be read: it belongs to another user or is protected; "
+            "run as its user, or with CAP_SYS_PTRACE"
+        ) from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"process {pid} ended while it was read") from None

@@ -1,0 +1,219 @@
+"""What ``test_simulator.py`` runs with NUMBA_ENABLE_CUDASIM=1: the CUDA entry points as plain Python."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import test_hmm_selftests as selftests
+from batch_against_calls import batch_and_calls
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numba.core import config
+from recorded import CASES, difference_from_record
+from runs_against_words import runs_and_words
+from selftest_process import Process
+from spaces import BASE, RW, anonymous, ask, words
+from typer.testing import CliRunner
+
+import gpuhmm
+from gpuhmm.check import vectors
+from gpuhmm.check.difference import differences
+from gpuhmm.check.random_case import random_case
+from gpuhmm.check.replay import replay
+from gpuhmm.cli import app
+from gpuhmm.kernels.cuda import CudaResolver
+from gpuhmm.kernels.device_tables import device_tables
+from gpuhmm.kernels.paths import PATHS
+from gpuhmm.mm.x86 import encode_swap
+
+MAX_PAGES = 256
+MAX_EVENTS = 1200
+
+assert config.ENABLE_CUDASIM
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_small_recorded_cases(path):
+    small = [
+        case
+        for case in vectors.load(path)
+        if case.npages <= MAX_PAGES and len(case.recorded.events) <= MAX_EVENTS
+    ]
+    assert len(small) > 20
+    wrong = {case.name: found for case in small if (found := difference_from_record(case, "cuda"))}
+    assert not wrong
+
+
+def test_random_cases_with_whole_slots():
+    for seed in range(5000, 5040):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
+        found = differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
+        assert not found, (case.name, found)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.randoms(use_true_random=False))
+def test_random_cases(rng):
+    case = random_case(rng, "steered by hypothesis", max_pages=64)
+    assert not differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
+
+
+def test_runs_expand_to_the_words():
+    for seed in range(60):
+        runs_and_words(random_case(random.Random(seed), f"random case {seed}", max_pages=96), "cuda")
+
+
+@pytest.mark.parametrize("start_page", [0, 1, 511])
+@pytest.mark.parametrize("odd", ["nothing", "a swap entry", "a read-only page"])
+@pytest.mark.parametrize("request_", ["none", "read", "write", "by page"])
+def test_whole_slots_are_streamed_and_give_the_same(start_page, odd, request_):
+    mm = gpuhmm.AddressSpace()
+    base = 1 << 40
+    mm.mmap(base, base + (6 << 21), RW)
+    mm.map_pfns(base, np.arange(1 << 20, (1 << 20) + 1536, dtype=np.uint64))
+    mm.map_pfns(base + (3 << 21), words(1 << 21, 5 << 9), level=2)
+    if odd == "a swap entry":
+        mm.set_entry(base + (700 << 12), 1, encode_swap(3, 77))
+    if odd == "a read-only page":
+        mm.set_entry(base + (700 << 12), 1, 0x1234025)
+    flags = int(gpuhmm.HMM_PFN_REQ_FAULT)
+    both = flags | int(gpuhmm.HMM_PFN_REQ_WRITE)
+    options = {
+        "none": {},
+        "read": {"default_flags": flags},
+        "write": {"default_flags": both},
+        "by page": {"pfn_flags_mask": both},
+    }[request_]
+    npages = 5 * 512 - start_page
+    asked = np.zeros(npages, dtype=np.uint64)
+    asked[700 - start_page] = asked[-1] = both
+    got = []
+    for backend in ("reference", "cuda"):
+        space = gpuhmm.AddressSpace.from_tables(
+            levels=4,
+            root_pfn=mm.root_pfn,
+            table_pfns=mm.tables()[0],
+            tables=mm.tables()[1],
+            vmas=list(mm.vmas),
+        )
+        ret, range_ = ask(space, base + (start_page << 12), npages, backend, words_in=asked, **options)
+        got.append((ret, range_.stats, range_.hmm_pfns))
+    assert got[0][:2] == got[1][:2]
+    assert np.array_equal(got[0][2], got[1][2])
+
+
+def test_plain_slots_are_not_resolved_page_by_page():
+    mm = gpuhmm.AddressSpace()
+    base = 1 << 40
+    mm.mmap(base, base + (4 << 21), RW)
+    mm.map_pfns(base, np.arange(1, 1025, dtype=np.uint64))
+    mm.map_pfns(base + (2 << 21), words(1 << 21, 5 << 9), level=2)
+    mm.set_entry(base + (600 << 12), 1, 0)
+    notifier = mm.notifier(base, base + (4 << 21))
+    range_ = gpuhmm.HmmRange(notifier, base + 4096, base + (4 << 21), np.zeros(2047, dtype=np.uint64))
+    resolver = CudaResolver(range_)
+    assert resolver.resolve(range_.start, range_.end) is None
+    # The first slot is not whole, the second has a hole; the two fills are.
+    assert resolver.marks.copy_to_host()[:4].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_random_batches(columns):
+    for seed in range(40):
+        batch_and_calls(random.Random(seed), "cuda", columns, max_pages=600)
+
+
+def test_only_changed_tables_are_sent_again():
+    mm = gpuhmm.AddressSpace()
+    base = 1 << 40
+    npages = 4 * 512
+    mm.mmap(base, base + npages * 4096, RW)
+    mm.map_pfns(base, np.arange(1, npages + 1, dtype=np.uint64))
+    assert ask(mm, base, npages, "cuda")[0] == 0
+    mirror = device_tables(mm)
+    before, transfers = mirror.sent, mirror.transfers
+    assert ask(mm, base, npages, "cuda")[0] == 0
+    assert (mirror.sent, mirror.transfers) == (before, transfers)
+    mm.set_entry(base + 513 * 4096, 1, 0)
+    ret, range_ = ask(mm, base, npages, "cuda")
+    assert ret == 0
+    assert range_.hmm_pfns[513] == 0
+    assert (mirror.sent, mirror.transfers) == (before + 1, transfers + 1)
+
+
+def test_a_stream_of_the_caller():
+    from numba import cuda
+
+    mm = anonymous(4)
+    mm.map_pfns(BASE, words(5, 6, 7))
+    notifier = mm.notifier(BASE, BASE + 4 * 4096)
+    range_ = gpuhmm.HmmRange(
+        notifier,
+        BASE,
+        BASE + 4 * 4096,
+        np.zeros(4, dtype=np.uint64),
+        notifier_seq=notifier.read_begin(),
+        default_flags=int(gpuhmm.HMM_PFN_REQ_FAULT),
+    )
+    assert gpuhmm.hmm_range_fault(range_, backend="cuda", stream=cuda.stream()) == 0
+    assert (range_.hmm_pfns[:3] & ~gpuhmm.HMM_PFN_FLAGS).tolist() == [5, 6, 7]
+    with pytest.raises(ValueError, match="only the cuda back end takes a stream"):
+        gpuhmm.hmm_range_fault(range_, backend="reference", stream=cuda.stream())
+
+
+def test_page_by_page_gives_the_same_as_streaming(monkeypatch):
+    monkeypatch.setattr(PATHS, "stream", False)
+    for seed in range(5000, 5010):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
+        found = differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
+        assert not found, (case.name, found)
+
+
+def test_the_bench_times_the_device_beside_copies_there():
+    arguments = "bench dense-4k thp dense-4k-per-page --size 2MiB --rounds 1 --json --backend cuda"
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 0, result.output
+    rows = [row for row in json.loads(result.stdout)["rows"] if row["walker"] == "cuda"]
+    assert [row["baseline"] for row in rows] == ["copy", "fill", "update"]
+
+
+def test_a_device_array_is_walked_in_place():
+    from numba import cuda
+
+    mm = anonymous(4)
+    mm.map_pfns(BASE, words(5, 6, 7, 8))
+    on_device = cuda.to_device(np.zeros(4, dtype=np.uint64))
+    notifier = mm.notifier(BASE, BASE + 4 * 4096)
+    range_ = gpuhmm.HmmRange(notifier, BASE, BASE + 4 * 4096, on_device, notifier_seq=notifier.read_begin())
+    assert gpuhmm.hmm_range_fault(range_, backend="cuda") == 0
+    assert (on_device.copy_to_host() & ~gpuhmm.HMM_PFN_FLAGS).tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("coherent", [False, True], ids=["private", "coherent"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        selftests.test_one_zero_page_costs_one_retry,
+        selftests.test_migrate_mixed,
+        selftests.test_mixedmap,
+        selftests.test_snapshot,
+        selftests.test_exclusive_mprotect,
+        selftests.test_hmm_gup_test,
+        selftests.test_hmm_cow_in_device,
+    ],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_scenarios_of_the_kernels_selftest(scenario, coherent):
+    process = Process("v6.1", "cuda", coherent)
+    scenario(process)
+    process.check()
+
+
+@pytest.mark.parametrize("kernel", ["v5.18", "v6.1"])
+def test_two_devices_in_the_simulator(kernel):
+    selftests.test_double_map(Process(kernel, "cuda"))
+
+
+def test_the_back_end_says_that_it_is_the_simulator():
+    assert gpuhmm.resolve_backend("cuda").device == "CUDA simulator"

@@ -34,7 +34,7 @@ demo: .venv/core.done
 	$(BIN)/gpuhmm walk
 
 test: .venv/test.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 gpu-test: .venv/test.done
 	$(BIN)/python -m pytest -m gpu

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuhmm.bench.baselines import BASELINES
+from gpuhmm.bench.cuda_cpp import cuda_cpp_stream
 from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
 from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pfns
 from gpuhmm.hmm.backends import hmm_range_fault, hmm_range_fault_runs
@@ -150,7 +151,6 @@ def _cuda_cpp_pairs(mm: AddressSpace, source: Words, rounds: int) -> Pairs:
     """Time the streaming kernel in CUDA C++ over the same leaf tables, and a copy there."""
     from numba import cuda
 
-    from gpuhmm.bench.cuda_cpp import cuda_cpp_stream
     from gpuhmm.bench.device_baselines import device_baseline
 
     words = cuda.to_device(np.zeros(len(source), dtype=np.uint64))

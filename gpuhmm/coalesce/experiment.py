@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpuhmm.coalesce.areas import DeviceAreas
 from gpuhmm.coalesce.costs import Costs, costs_named
 from gpuhmm.coalesce.cpu_side import CpuActivity
+from gpuhmm.coalesce.device.config import DeviceConfig, device_config
 from gpuhmm.coalesce.device.protocol import FaultingDevice
 from gpuhmm.coalesce.drivers.registry import DRIVERS, Driver, driver_named
 from gpuhmm.coalesce.layouts import layout_named
@@ -22,9 +23,6 @@ from gpuhmm.hmm.backends import resolve_backend
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.profile import kernel_profile
 from gpuhmm.version import __version__
-
-if TYPE_CHECKING:
-    from gpuhmm.coalesce.device.config import DeviceConfig
 
 #: Settings as they were given: names and values, values also as words.
 Given = tuple[tuple[str, Any], ...]
@@ -93,8 +91,6 @@ class Experiment:
 
     def device_config(self) -> DeviceConfig:
         """Return the device with these settings."""
-        from gpuhmm.coalesce.device.config import device_config
-
         return device_config(self.device, dict(self.device_settings))
 
     def costs_of(self) -> Costs:

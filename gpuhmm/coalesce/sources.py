@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpuhmm.coalesce.areas import DeviceAreas
 from gpuhmm.coalesce.device.protocol import FaultingDevice
 from gpuhmm.coalesce.drivers.settings import parse_size
+from gpuhmm.coalesce.readers import read_trace
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.device.config import DeviceConfig
@@ -125,6 +126,4 @@ def _digest(path: str, changed: int, size: int) -> str:
 
 @lru_cache(maxsize=1)
 def _trace(path: str, changed: int, size: int) -> FaultTrace:
-    from gpuhmm.coalesce.readers import read_trace
-
     return read_trace(path)

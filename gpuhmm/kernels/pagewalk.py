@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from errno import EINVAL
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm import x86
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import U64, level_shift
+
+if TYPE_CHECKING:
+    from gpuhmm.memory.space import AddressSpace
 
 
 class WalkDisturbedError(Exception):

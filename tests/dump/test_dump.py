@@ -6,8 +6,18 @@ import random
 
 import numpy as np
 import pytest
-from table_images import LEAF, PROTNONE, PSE, TABLE, TableImage, elf_core, lime, random_image
-from test_translation import expanded, loaded
+from table_images import (
+    LEAF,
+    PROTNONE,
+    PSE,
+    TABLE,
+    TableImage,
+    elf_core,
+    expanded,
+    lime,
+    loaded,
+    random_image,
+)
 
 import gpuhmm
 from gpuhmm.dump import (

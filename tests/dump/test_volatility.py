@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 from guest import CR3, guest, write_image
-from table_images import random_image
-from test_translation import expanded
+from table_images import expanded, random_image
 
 from gpuhmm.dump import load_tables
 from gpuhmm.errors import MissingMemoryError

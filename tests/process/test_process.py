@@ -1,6 +1,5 @@
 """Reading live processes, held against a naive reading of pagemap."""
 
-import contextlib
 import os
 import pathlib
 import subprocess
@@ -9,7 +8,15 @@ import time
 
 import numpy as np
 import pytest
-from known_process import PAGE, is_root, known_process, pagemap_word, pfn, present
+from known_process import (
+    PAGE,
+    known_process,
+    needs_pfns,
+    pagemap_word,
+    pfn,
+    pool_of_huge_pages,
+    present,
+)
 
 import gpuhmm
 from gpuhmm.capture.mapping import parse_maps, user_mappings
@@ -17,27 +24,7 @@ from gpuhmm.mm.vma import VM_HUGETLB, VM_IO, VM_PFNMAP, VM_READ, VM_SHARED, VM_W
 from gpuhmm.mm.x86 import encode_swap
 from gpuhmm.process import read_process, stopped, summarize
 from gpuhmm.process.entries import page_entries, swap_entries
-from gpuhmm.process.pagemap import Pagemap, pfns_visible
-
-needs_pfns = pytest.mark.skipif(
-    not is_root() or not pfns_visible(), reason="the kernel shows PFNs with CAP_SYS_ADMIN only"
-)
-
-
-@contextlib.contextmanager
-def pool_of_huge_pages(count):
-    """Have ``count`` free 2 MiB pages in the hugetlb pool for a while; yields whether that worked."""
-    file = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-    try:
-        before = int(file.read_text())
-        file.write_text(str(before + count))
-    except OSError:
-        yield False
-        return
-    try:
-        yield int(file.read_text()) >= before + count
-    finally:
-        file.write_text(str(before))
+from gpuhmm.process.pagemap import Pagemap
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,14 @@ import contextlib
 import json
 import mmap
 import os
+import pathlib
 import struct
 import subprocess
 import sys
+
+import pytest
+
+from gpuhmm.process.pagemap import pfns_visible
 
 PAGE = 4096
 
@@ -129,3 +134,24 @@ def pfn(word):
 
 def is_root():
     return os.geteuid() == 0
+
+
+needs_pfns = pytest.mark.skipif(
+    not is_root() or not pfns_visible(), reason="the kernel shows PFNs with CAP_SYS_ADMIN only"
+)
+
+
+@contextlib.contextmanager
+def pool_of_huge_pages(count):
+    """Have ``count`` free 2 MiB pages in the hugetlb pool for a while; yields whether that worked."""
+    file = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    try:
+        before = int(file.read_text())
+        file.write_text(str(before + count))
+    except OSError:
+        yield False
+        return
+    try:
+        yield int(file.read_text()) >= before + count
+    finally:
+        file.write_text(str(before))

@@ -6,6 +6,8 @@ import struct
 
 import numpy as np
 
+from gpuhmm.dump import load_tables
+from gpuhmm.image import ReaderSource
 from gpuhmm.mm.x86 import level_shift
 
 TABLE = 0x67
@@ -173,3 +175,17 @@ def walk_memory(image, va):
         if pfn >= len(image.data) or entry & PSE:
             return None, level
     raise AssertionError
+
+
+def loaded(image):
+    """Return the tables of an image."""
+    data = image.bytes()
+    return load_tables(ReaderSource(lambda at, size: data[at : at + size]), image.cr3, levels=image.levels)
+
+
+def expanded(runs):
+    """Return virtual and physical address of every page of runs, and which run it belongs to."""
+    counts = runs["npages"].astype(np.int64)
+    which = np.repeat(np.arange(len(runs)), counts)
+    inside = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64) << 12
+    return runs["va"][which] + inside, runs["pa"][which] + inside, which

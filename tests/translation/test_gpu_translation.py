@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from cuda_device import device  # noqa: F401
 from guest import CR3, guest, write_image
-from table_images import interesting_addresses, random_image
-from test_translation import loaded
+from table_images import interesting_addresses, loaded, random_image
 
 import gpuhmm
 from gpuhmm.dump import load_tables

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from known_process import PAGE, known_process, pagemap_word, pfn, present
-from test_process import needs_pfns, pool_of_huge_pages
+from known_process import PAGE, known_process, needs_pfns, pagemap_word, pfn, pool_of_huge_pages, present
 
 from gpuhmm.process import read_process, stopped
 from gpuhmm.snapshot import load_snapshot, save_snapshot

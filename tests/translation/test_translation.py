@@ -11,15 +11,15 @@ from table_images import (
     PSE,
     TABLE,
     TableImage,
+    expanded,
     interesting_addresses,
+    loaded,
     random_image,
     walk_memory,
 )
 
 import gpuhmm
-from gpuhmm.dump import load_tables
 from gpuhmm.errors import ArrayTypeError
-from gpuhmm.image import ReaderSource
 from gpuhmm.translation import (
     MAPPING_NX,
     MAPPING_PROTNONE,
@@ -35,20 +35,6 @@ from gpuhmm.translation.reference import translate_va
 
 BACKENDS = ["reference", "cpu"]
 MIB2 = 1 << 21
-
-
-def loaded(image):
-    """Return the tables of an image."""
-    data = image.bytes()
-    return load_tables(ReaderSource(lambda at, size: data[at : at + size]), image.cr3, levels=image.levels)
-
-
-def expanded(runs):
-    """Return virtual and physical address of every page of runs, and which run it belongs to."""
-    counts = runs["npages"].astype(np.int64)
-    which = np.repeat(np.arange(len(runs)), counts)
-    inside = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.uint64) << 12
-    return runs["va"][which] + inside, runs["pa"][which] + inside, which
 
 
 @pytest.mark.parametrize("levels", [4, 5])

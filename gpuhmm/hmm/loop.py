@@ -20,14 +20,15 @@ from gpuhmm.hmm.ranges import HmmRange, RangeStats
 from gpuhmm.hmm.runs import HmmRuns, Runs, runs_of_words
 from gpuhmm.hmm.words import (
     HMM_PFN_ERROR,
-    HMM_PFN_FLAGS,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
     HMM_PFN_VALID,
     HMM_PFN_WRITE,
     hmm_pfn_to_order,
+    word_layout,
 )
 from gpuhmm.mm.notifier import MmuIntervalNotifier
+from gpuhmm.mm.profile import KernelProfile
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -57,11 +58,13 @@ class MirroredRange:
     backend: str
     tries: int
     stats: RangeStats
+    #: The kernel whose words they are.
+    kernel: KernelProfile
 
     @property
     def pfns(self) -> npt.NDArray[np.uint64]:
         """uint64[npages]: the PFN of each page, 0 where there is none."""
-        return self.hmm_pfns & ~HMM_PFN_FLAGS
+        return self.hmm_pfns & word_layout(self.kernel).pfn
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -81,11 +84,11 @@ class MirroredRange:
     @property
     def orders(self) -> npt.NDArray[np.uint8]:
         """uint8[npages]: log2 of the pages in the CPU mapping behind each page: 0, 9 or 18."""
-        return hmm_pfn_to_order(self.hmm_pfns)
+        return hmm_pfn_to_order(self.hmm_pfns, self.kernel)
 
     def runs(self) -> Runs:
         """Return the maximal contiguous runs of valid pages: ``gpuhmm.hmm.runs.RUN_DTYPE``[n], by address."""
-        runs = runs_of_words(self.start, self.hmm_pfns)
+        runs = runs_of_words(self.start, self.hmm_pfns, self.kernel)
         return runs[(runs["flags"] & HMM_PFN_VALID) != 0]
 
 
@@ -102,6 +105,8 @@ class MirroredRuns:
     backend: str
     tries: int
     stats: RangeStats
+    #: The kernel that walked; ``gpuhmm.expand_runs(runs, kernel)`` gives its words.
+    kernel: KernelProfile
 
 
 def range_fault(
@@ -141,7 +146,7 @@ def range_fault(
         return hmm_range_fault(range_, backend=info.name), words
 
     words, tries = _until_valid(mm, start, end, timeout_ms, ask)
-    return MirroredRange(start, end, words, info.name, tries, stats)
+    return MirroredRange(start, end, words, info.name, tries, stats, mm.kernel)
 
 
 def range_runs(
@@ -174,7 +179,7 @@ def range_runs(
         return hmm_range_fault_runs(wanted, backend=info.name), wanted.runs
 
     runs, tries = _until_valid(mm, start, end, timeout_ms, ask)
-    return MirroredRuns(start, end, runs, info.name, tries, stats)
+    return MirroredRuns(start, end, runs, info.name, tries, stats, mm.kernel)
 
 
 def _checked(request: str, timeout_ms: float, backend: str) -> BackendInfo:

@@ -71,7 +71,7 @@ def range_fault_pieces(
                 if ret != -EBUSY:
                     raise HmmError.of(ret, at, past)
                 return ret
-            consume(MirroredRange(at, past, piece, info.name, tries, stats))
+            consume(MirroredRange(at, past, piece, info.name, tries, stats, mm.kernel))
             at = past
             if progress is not None:
                 progress((at - start) >> 12, (end - start) >> 12)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gpuhmm.mm import x86
 from gpuhmm.mm.arguments import check_array, check_pfn
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.x86 import U64, level_shift
 
 Words = npt.NDArray[np.uint64]
@@ -42,13 +43,15 @@ class PageTables:
     """The tables of one address space.
 
     ``upper`` is uint64[n_upper, 512] with the root in row 0, ``child`` int32[n_upper, 512] the row
-    of the table behind each entry or ``NO_CHILD``, ``leaf`` uint64[n_leaf, 512].
+    of the table behind each entry or ``NO_CHILD``, ``leaf`` uint64[n_leaf, 512].  ``kernel`` says which
+    entries are leaves, and which are bad.
     """
 
-    def __init__(self, levels: int, root_pfn: int) -> None:
+    def __init__(self, levels: int, root_pfn: int, kernel: KernelProfile) -> None:
         if levels not in (4, 5):
             raise ValueError(f"levels must be 4 or 5 (got {levels})")
         check_pfn("root_pfn", root_pfn)
+        self.kernel = kernel
         self.levels = levels
         self.root_pfn = root_pfn
         self.clock = 0  # how many entries were stored so far
@@ -150,10 +153,10 @@ class PageTables:
 
     def _child_of(self, value: int, level: int) -> int:
         pfn = (value & int(x86.PTE_PFN_MASK)) >> 12
-        if not points_to_table(value, level):
+        if not self._points_to_table(value, level):
             # A wild entry that a walk would follow all the same, as the kernel does.
             known = self.where.get(pfn)
-            wild = level >= 3 and not _huge(value, level) and value & ~int(x86.KNL_ERRATUM_MASK)
+            wild = level >= 3 and not self._huge(value, level) and value & ~int(x86.KNL_ERRATUM_MASK)
             return known[1] if wild and known is not None and known[0] == level - 1 else NO_CHILD
         if pfn not in self.where:
             return self._new_table(pfn, level - 1)
@@ -261,7 +264,7 @@ class PageTables:
 
     @classmethod
     def from_pages(
-        cls, levels: int, root_pfn: int, table_pfns: Words, tables: Words, pmd_bad_ignores: int
+        cls, levels: int, root_pfn: int, table_pfns: Words, tables: Words, kernel: KernelProfile
     ) -> PageTables:
         """Build the tables from their pages, whatever their order.
 
@@ -271,7 +274,7 @@ class PageTables:
         """
         check_array("table_pfns", table_pfns, (None,))
         check_array("tables", tables, (len(table_pfns), 512))
-        made = cls(levels, root_pfn)
+        made = cls(levels, root_pfn, kernel)
         for pfn, page in zip(table_pfns.tolist(), tables, strict=True):
             check_pfn("a table PFN", pfn)
             if pfn in made.unreached:
@@ -281,7 +284,7 @@ class PageTables:
             raise ValueError(f"root_pfn must be one of table_pfns (got {root_pfn:#x})")
         made.reserve(leaf=len(table_pfns))
         made._upper[0] = made.unreached.pop(root_pfn)
-        optional = list(made._attach_all(pmd_bad_ignores))
+        optional = list(made._attach_all())
         for level, row, slot in optional:  # what only hugetlb areas follow, once the rest is known
             value = int(made._upper[row, slot])
             pfn = (value & int(x86.PTE_PFN_MASK)) >> 12
@@ -294,6 +297,7 @@ class PageTables:
     def from_pools(
         cls,
         levels: int,
+        kernel: KernelProfile,
         *,
         upper: Words,
         child: npt.NDArray[np.int32],
@@ -315,14 +319,14 @@ class PageTables:
         if not len(upper) or where[0].tolist()[1:] != [levels, 0]:
             raise ValueError("where must begin with the top table in row 0")
         _check_pools(levels, upper, child, leaf, where)
-        made = cls(levels, int(where[0, 0]))
+        made = cls(levels, int(where[0, 0]), kernel)
         made._upper, made._child, made._leaf = upper, child, leaf
         made._counts = [len(leaf), len(upper)]
         made.where = {pfn: (level, row) for pfn, level, row in where.tolist()}
         made.unreached = unreached
         return made
 
-    def _attach_all(self, pmd_bad_ignores: int) -> Iterator[tuple[int, int, int]]:
+    def _attach_all(self) -> Iterator[tuple[int, int, int]]:
         """Give every table that a walk can reach its row; yield the entries that walks only may follow."""
         rows = [(0, 0)]  # row of a table of this level, and the first address that it covers
         for level in range(self.levels, 1, -1):
@@ -332,11 +336,11 @@ class PageTables:
                 for slot in np.flatnonzero(page).tolist():
                     value = int(page[slot])
                     va = base + (slot << level_shift(level))
-                    if not points_to_table(value, level):
-                        if level >= 3 and not _huge(value, level):
+                    if not self._points_to_table(value, level):
+                        if level >= 3 and not self._huge(value, level):
                             yield level, row, slot
                         continue
-                    if _is_bad(value, level, self.levels, pmd_bad_ignores):
+                    if self._is_bad(value, level):
                         yield level, row, slot
                         continue
                     pfn = (value & int(x86.PTE_PFN_MASK)) >> 12
@@ -344,6 +348,22 @@ class PageTables:
                     if fresh is not None:
                         below.append((fresh, va))
             rows = below
+
+    def _points_to_table(self, value: int, level: int) -> bool:
+        """True for an upper entry that is present and not huge, so that a table stands behind it."""
+        return bool(value & int(x86.PAGE_PRESENT)) and not self._huge(value, level)
+
+    def _huge(self, value: int, level: int) -> bool:
+        """True for a leaf of level 2 or 3; levels 4 and 5 have none."""
+        return level <= 3 and bool(value & self.kernel.huge_bits)
+
+    def _is_bad(self, value: int, level: int) -> bool:
+        entry = U64(value)
+        if level == 2:
+            return bool(x86.pmd_bad(entry, U64(self.kernel.pmd_bad_ignores)))
+        if level == 3:
+            return False  # the walk never asks pud_bad
+        return bool(x86.pgd_bad(entry) if level == 5 and self.levels == 5 else x86.p4d_bad(entry))
 
     def _attach(self, pfn: int, level: int, row: int, slot: int, va: int) -> int | None:
         known = self.where.get(pfn)
@@ -400,25 +420,6 @@ def _check_pools(levels: int, upper: Words, child: npt.NDArray[np.int32], leaf: 
             fine = np.array_equal(pool_pfns[row], wanted)
         if not fine:
             raise ValueError(f"a child of level {level} must be the table that its entry points to")
-
-
-def points_to_table(value: int, level: int) -> bool:
-    """True for an upper entry that is present and not huge, so that a table stands behind it."""
-    return bool(value & int(x86.PAGE_PRESENT)) and not _huge(value, level)
-
-
-def _huge(value: int, level: int) -> bool:
-    """True for a leaf of level 2 or 3; levels 4 and 5 have none."""
-    return level <= 3 and bool(value & int(x86.PAGE_PSE | x86.PAGE_DEVMAP))
-
-
-def _is_bad(value: int, level: int, levels: int, pmd_bad_ignores: int) -> bool:
-    entry = U64(value)
-    if level == 2:
-        return bool(x86.pmd_bad(entry, U64(pmd_bad_ignores)))
-    if level == 3:
-        return False  # the walk never asks pud_bad
-    return bool(x86.pgd_bad(entry) if level == 5 and levels == 5 else x86.p4d_bad(entry))
 
 
 def _grown(pool: npt.NDArray[Entry], needed: int, fill: int) -> npt.NDArray[Entry]:

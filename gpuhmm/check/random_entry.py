@@ -16,9 +16,9 @@ _DIRTY = int(x86.PAGE_DIRTY)
 _PSE = int(x86.PAGE_PSE)
 _PROTNONE = int(x86.PAGE_PROTNONE)
 _SPECIAL = int(x86.PAGE_SPECIAL)
-_DEVMAP = int(x86.PAGE_DEVMAP)
+#: SOFTW4 and SOFTW5: DEVMAP is either of them, or none, by kernel.
+_SOFTWARE_BITS = (1 << 57, 1 << 58, 1 << 57 | 1 << 58)
 _PFN = int(x86.PTE_PFN_MASK)
-_ALL = (1 << 64) - 1
 
 #: PFNs at the limits of what they are compared with.
 _PFNS = (0, 1, 0x3F_FFFF, 0x40_0000, 0x1_0000_0000, 0x1_0000_0001, x86.MAX_PFN - 1)
@@ -53,7 +53,7 @@ def _pte(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) -> int
     pfn = _PFNS[rng.randrange(len(_PFNS))] if rng.randrange(4) == 0 else rng.randrange(1 << 22)
     frame = pfn << 12
     writable = _RW if rng.randrange(2) else 0
-    kind = rng.randrange(12)
+    kind = rng.randrange(13)
     if kind == 0:
         return (0, 0, 0x20, 0x40, 0x60)[rng.randrange(5)]
     if kind == 1:
@@ -61,22 +61,28 @@ def _pte(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) -> int
     if kind == 2:
         return frame | _PRESENT | writable | _SPECIAL
     if kind == 3:
-        return frame | _PRESENT | writable | _DEVMAP | (_SPECIAL if rng.randrange(2) else 0)
+        return frame | _PRESENT | writable | _software_bits(rng) | (_SPECIAL if rng.randrange(2) else 0)
     if kind == 4:
         return zero_pfn << 12 | _PRESENT | _SPECIAL | (writable if rng.randrange(4) == 0 else 0)
     if kind == 5:
         return ((~frame) & _PFN) | _PROTNONE | writable | (_SPECIAL if rng.randrange(4) == 0 else 0)
     if kind == 6:
         return rng.getrandbits(64)
+    if kind == 7:  # of a shadow stack, or read-only after it was written
+        return frame | _PRESENT | _DIRTY | (1 << 58 if rng.randrange(2) else 0)
     return swap_entry(rng, profile, levels)
 
 
 def swap_entry(rng: Random, profile: KernelProfile, levels: int) -> int:
     """Return a non-present entry of any type, with a device's PFN where the type has one."""
     swp_type = rng.randrange(32) if rng.randrange(2) else _special_type(rng, profile)
-    pfn = (0x10_0000, 0x1F_FFFF, 0x20_0000, 0x30_0001, 0x30_0800, 0x77)[rng.randrange(6)]
-    above = rng.getrandbits(3) << profile.swp_pfn_bits[levels - 4]
-    return x86.encode_swap(swp_type, (pfn | above) & ((1 << 50) - 1)) | rng.getrandbits(4) << 1 & 0x1E
+    offset = (0x10_0000, 0x1F_FFFF, 0x20_0000, 0x30_0001, 0x30_0800, 0x77)[rng.randrange(6)]
+    offset |= rng.getrandbits(3) << profile.swp_pfn_bits[levels - 4]
+    if swp_type == profile.swp_pte_marker and rng.randrange(8):
+        offset = rng.randrange(profile.pte_marker_mask + 2)  # all kinds, none, and a bit that means nothing
+    if swp_type == 0 and rng.randrange(2):
+        offset = 0
+    return x86.encode_swap(swp_type, offset & ((1 << 50) - 1)) | rng.getrandbits(4) << 1 & 0x1E
 
 
 def _special_type(rng: Random, profile: KernelProfile) -> int:
@@ -85,6 +91,7 @@ def _special_type(rng: Random, profile: KernelProfile) -> int:
         for name, value in vars(profile).items()
         if name.startswith("swp_") and isinstance(value, int) and value < 32
     ]
+    types.append(0)
     return types[rng.randrange(len(types))]
 
 
@@ -94,19 +101,28 @@ def upper_leaf(rng: Random, profile: KernelProfile, levels: int, level: int) -> 
     pfn = (rng.randrange(1 << 22) << size) & (x86.MAX_PFN - 1)
     frame = pfn << 12
     writable = _RW if rng.randrange(2) else 0
-    kind = rng.randrange(12)
+    kind = rng.randrange(14)
     if kind <= 4:
         return frame | _PRESENT | _PSE | writable
     if kind == 5:
-        return frame | _PRESENT | _PSE | _DEVMAP | writable
+        return frame | _PRESENT | _PSE | _software_bits(rng) | writable
     if kind == 6:
         return frame | _PRESENT & ~1 | _PSE | writable  # P cleared while it is split
     if kind == 7:
         return ((~frame) & _PFN) | _PROTNONE | _PSE | writable
     if kind == 8 and level == 3:
-        return frame | _PRESENT & ~1 | _PSE | _DEVMAP | writable
+        huge = _PSE | _software_bits(rng) if rng.randrange(2) or not profile.page_devmap else profile.page_devmap
+        return frame | _PRESENT & ~1 | huge | writable
     if kind == 9:
         return frame | _PRESENT | _PSE | writable | 1 << 12  # PAT_LARGE
+    if kind == 10:
+        return frame | _PRESENT | _PSE | _DIRTY | (1 << 58 if rng.randrange(2) else 0)
+    if kind == 11:
+        return frame | _PRESENT | _DIRTY | profile.page_devmap if profile.page_devmap else 0
     if level == 3:
         return 0
-    return swap_entry(rng, profile, levels) & _ALL
+    return swap_entry(rng, profile, levels)
+
+
+def _software_bits(rng: Random) -> int:
+    return _SOFTWARE_BITS[rng.randrange(len(_SOFTWARE_BITS))]

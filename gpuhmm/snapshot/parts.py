@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gpuhmm.errors import SnapshotError
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm.profile import PROFILES, KernelProfile
+from gpuhmm.mm.profile import PROFILES, KernelProfile, kernel_profile
 from gpuhmm.mm.tables import PageTables
 from gpuhmm.mm.vma import Vma
 
@@ -103,9 +103,6 @@ def space_of_parts(scalars: dict[str, Any], arrays: Arrays) -> AddressSpace:
 
 def _profile(saved: dict[str, Any]) -> KernelProfile:
     if "nr_device_types" not in saved:  # snapshots before v6.12 was known hold the numbers of v5.18 or v6.1
-        known = PROFILES.get(saved["name"])
-        if known is None or any(getattr(known, name, value) != value for name, value in saved.items() if name != "swp_pfn_bits"):
-            raise ValueError(f"its kernel must be one of {', '.join(PROFILES)} (got {saved})")
-        return known
+        return kernel_profile(saved["name"])
     made = KernelProfile(**{**saved, "swp_pfn_bits": tuple(saved["swp_pfn_bits"])})
     return made if PROFILES.get(made.name) != made else PROFILES[made.name]

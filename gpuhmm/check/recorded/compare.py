@@ -68,7 +68,7 @@ def _compare_words(call, name, kernel: Words, model: Words, renaming: Renaming, 
             same = renaming.same(two & ~_FLAGS, one & ~_FLAGS)
         if not same:
             where = f"[{i}] of va {call.start + (i << 12):#x}"
-            point(name, f"{where}: {hmm_pfn_words(kernel[i])}", hmm_pfn_words(model[i]))
+            point(name, f"{where}: {hmm_pfn_words(kernel[i], V6_1.name)}", hmm_pfn_words(model[i], V6_1.name))
             return
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import Walk
 from gpuhmm.hmm.walk.pte import (
     ACTION_CLEAR,
@@ -22,7 +23,10 @@ from gpuhmm.hmm.walk.pte import (
     ACTION_NONE,
     ACTION_SPLIT,
     ACTION_WAIT_PMD,
+    device_private_word,
+    is_device_private,
     is_migration,
+    is_own_device_private,
     pte_to_hmm_pfn_flags,
 )
 from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
@@ -117,108 +121,102 @@ def find_vma(va: np.uint64, vmas: npt.NDArray[np.uint64]) -> np.uint64:
     return low
 
 
-@shared("Extent(uint64, uint64, Walk, Array2, Array2, ChildArray)")
+@shared("Extent(uint64, uint64, Walk, Arrays)")
 def extent_at(
     va: np.uint64,
     last: np.uint64,
     walk: Walk,
-    vmas: npt.NDArray[np.uint64],
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
+    arrays: Arrays,
 ) -> Extent:
-    """Return the extent that holds ``va`` in a walk of ``[last, walk.end)``; ``last <= va < walk.end``.
-
-    ``vmas`` is uint64[4, n] (start, end, flags, page shift), ``upper`` and ``child`` the upper tables.
-    """
-    count = U64(vmas.shape[1])
-    place = find_vma(va, vmas)
+    """Return the extent that holds ``va`` in a walk of ``[last, walk.end)``; ``last <= va < walk.end``."""
+    count = U64(arrays.vmas.shape[1])
+    place = find_vma(va, arrays.vmas)
     start = last
     end = walk.end
-    if place == count or vmas[_START, place] > va:
-        if place != ZERO and vmas[_END, place - ONE] > start:
-            start = vmas[_END, place - ONE]
-        if place != count and vmas[_START, place] < end:
-            end = vmas[_START, place]
+    if place == count or arrays.vmas[_START, place] > va:
+        if place != ZERO and arrays.vmas[_END, place - ONE] > start:
+            start = arrays.vmas[_END, place - ONE]
+        if place != count and arrays.vmas[_START, place] < end:
+            end = arrays.vmas[_START, place]
         if walk.no_vma_single_hole != ZERO:
             return hole(start, end, NO_VMA)
-        return table_extent(va, start, end, NO_VMA, walk, upper, child)
+        return table_extent(va, start, end, NO_VMA, walk, arrays)
 
-    if vmas[_START, place] > start:
-        start = vmas[_START, place]
-    if vmas[_END, place] < end:
-        end = vmas[_END, place]
-    flags = vmas[_FLAGS, place]
+    if arrays.vmas[_START, place] > start:
+        start = arrays.vmas[_START, place]
+    if arrays.vmas[_END, place] < end:
+        end = arrays.vmas[_END, place]
+    flags = arrays.vmas[_FLAGS, place]
     if (flags & _VM_REJECTED) != ZERO or (flags & _VM_READ) == ZERO:
         return Extent(start, end, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, place)
-    shift = vmas[_SHIFT, place]
+    shift = arrays.vmas[_SHIFT, place]
     if shift != PAGE_SHIFT:
-        return hugetlb_extent(va, start, end, place, shift, walk, upper, child)
-    return table_extent(va, start, end, place, walk, upper, child)
+        return hugetlb_extent(va, start, end, place, shift, walk, arrays)
+    return table_extent(va, start, end, place, walk, arrays)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64, Walk, Array2, ChildArray)")
+@shared("Extent(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def table_extent(
     va: np.uint64,
     start: np.uint64,
     end: np.uint64,
     vma: np.uint64,
     walk: Walk,
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
+    arrays: Arrays,
 ) -> Extent:
     """Return the extent of ``va`` in the piece ``[start, end)`` by the walk from the top table down."""
     row = ZERO
     if walk.levels == _PGD_LEVEL:
         slot = (va >> PGDIR_SHIFT) & INDEX_MASK
-        entry = upper[row, slot]
+        entry = arrays.upper[row, slot]
         first = span_start(va, start, PGDIR_SHIFT)
         past = span_end(va, end, PGDIR_SHIFT)
         if pgd_none(entry):
             return hole(first, past, vma)
         if pgd_bad(entry):
             return forced(first, past, ACTION_CLEAR, _PGD_LEVEL, vma)
-        if child[row, slot] < 0:
+        if arrays.child[row, slot] < 0:
             return forced(first, past, ACTION_MISSING, _PGD_LEVEL, vma)
-        row = U64(child[row, slot])
+        row = U64(arrays.child[row, slot])
 
     slot = (va >> P4D_SHIFT) & INDEX_MASK
-    entry = upper[row, slot]
+    entry = arrays.upper[row, slot]
     first = span_start(va, start, P4D_SHIFT)
     past = span_end(va, end, P4D_SHIFT)
     if entry_none(entry):
         return hole(first, past, vma)
     if p4d_bad(entry):
         return forced(first, past, ACTION_CLEAR, _P4D_LEVEL, vma)
-    if child[row, slot] < 0:
+    if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _P4D_LEVEL, vma)
-    row = U64(child[row, slot])
+    row = U64(arrays.child[row, slot])
 
     slot = (va >> PUD_SHIFT) & INDEX_MASK
-    entry = upper[row, slot]
+    entry = arrays.upper[row, slot]
     first = span_start(va, start, PUD_SHIFT)
     past = span_end(va, end, PUD_SHIFT)
     if entry_none(entry) or vma == NO_VMA:
         return hole(first, past, vma)
     if entry_trans_huge(entry, walk.page_devmap) or entry_devmap(entry, walk.page_devmap):
         return pud_extent(entry, first, past, vma, walk)
-    if child[row, slot] < 0:
+    if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _PUD_LEVEL, vma)
-    row = U64(child[row, slot])
+    row = U64(arrays.child[row, slot])
 
     slot = (va >> PMD_SHIFT) & INDEX_MASK
-    entry = upper[row, slot]
+    entry = arrays.upper[row, slot]
     first = span_start(va, start, PMD_SHIFT)
     past = span_end(va, end, PMD_SHIFT)
     if entry_none(entry):
         return hole(first, past, vma)
     is_huge = entry_trans_huge(entry, walk.page_devmap) or entry_devmap(entry, walk.page_devmap)
     if not pmd_present(entry) or is_huge:
-        return pmd_extent(entry, first, past, vma, walk)
+        return pmd_extent(entry, first, past, vma, walk, arrays)
     if pmd_bad(entry, walk.pmd_bad_ignores):
         return Extent(first, past, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, vma)
-    if child[row, slot] < 0:
+    if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _PMD_LEVEL, vma)
-    leaf = U64(child[row, slot])
+    leaf = U64(arrays.child[row, slot])
     return Extent(first, past, KIND_LEAF, leaf, ZERO, ZERO, ZERO, ACTION_NONE, vma)
 
 
@@ -240,13 +238,17 @@ def pud_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint6
     return Extent(start, end, KIND_FILL, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64, Walk)")
-def pmd_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk) -> Extent:
+@shared("Extent(uint64, uint64, uint64, uint64, Walk, Arrays)")
+def pmd_extent(
+    entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk, arrays: Arrays
+) -> Extent:
     """hmm_vma_walk_pmd, for a PMD that is not present, trans_huge or devmap."""
     order = _PMD_ORDER << walk.hmm_pfn_order_shift
     if not pmd_present(entry):
         if is_migration(swp_type(entry), walk):
             return Extent(start, end, KIND_FILL, ZERO, ZERO, ZERO, ZERO, ACTION_WAIT_PMD, vma)
+        if walk.device_private_pmd != ZERO and is_device_private(entry, walk):
+            return device_private_pmd_extent(entry, start, end, vma, walk, arrays)
         return Extent(start, end, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, vma)
     cpu_flags = ZERO
     if not entry_protnone(entry):
@@ -257,7 +259,22 @@ def pmd_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint6
     return Extent(start, end, KIND_FILL, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64, uint64, Walk, Array2, ChildArray)")
+@shared("Extent(uint64, uint64, uint64, uint64, Walk, Arrays)")
+def device_private_pmd_extent(
+    entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk, arrays: Arrays
+) -> Extent:
+    """hmm_vma_handle_absent_pmd, for a device-private PMD (v6.18).
+
+    The first page gets the entry's own PFN, wherever in the 2 MiB the extent begins, as in the kernel.
+    """
+    if not is_own_device_private(entry, walk, arrays.owners):
+        return Extent(start, end, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_FAULT, vma)
+    word = device_private_word(entry, walk) | (_PMD_ORDER << walk.hmm_pfn_order_shift)
+    granted = HMM_PFN_VALID | HMM_PFN_WRITE  # requests are not consulted
+    return Extent(start, end, KIND_FILL, ZERO, word, ONE, granted, ACTION_NONE, vma)
+
+
+@shared("Extent(uint64, uint64, uint64, uint64, uint64, Walk, Arrays)")
 def hugetlb_extent(
     va: np.uint64,
     start: np.uint64,
@@ -265,8 +282,7 @@ def hugetlb_extent(
     vma: np.uint64,
     shift: np.uint64,
     walk: Walk,
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
+    arrays: Arrays,
 ) -> Extent:
     """walk_hugetlb_range with huge_pte_offset, and hmm_vma_walk_hugetlb_entry."""
     first = span_start(va, start, shift)
@@ -279,14 +295,14 @@ def hugetlb_extent(
         level = _P4D_LEVEL
     while at > shift:
         slot = (va >> at) & INDEX_MASK
-        if not entry_present(upper[row, slot]):
+        if not entry_present(arrays.upper[row, slot]):
             return hole(first, past, vma)
-        if child[row, slot] < 0:
+        if arrays.child[row, slot] < 0:
             return forced(first, past, ACTION_MISSING, level, vma)
-        row = U64(child[row, slot])
+        row = U64(arrays.child[row, slot])
         at = at - U64(9)
         level = level - ONE
-    entry = upper[row, (va >> shift) & INDEX_MASK]
+    entry = arrays.upper[row, (va >> shift) & INDEX_MASK]
     cpu_flags = pte_to_hmm_pfn_flags(entry, walk) | ((shift - PAGE_SHIFT) << walk.hmm_pfn_order_shift)
     pfn = pte_pfn(entry) + ((first & ((ONE << shift) - ONE)) >> PAGE_SHIFT)
     return Extent(first, past, KIND_FILL_FIRST, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)

@@ -124,7 +124,10 @@ class _Settlement:
         """Go on at ``last`` until the end (0), an error, or a fault after which to restart (-EBUSY)."""
         while self.last < self.range.end:
             past = self.last + (self.wave << 12)
-            past = self.resolver.wave_end(past) if past < self.range.end else self.range.end
+            if past < self.range.end:
+                # Between PMDs: the words of a device-private one tell where its extent began.
+                past = self.resolver.wave_end(past & -(1 << 21))
+            past = min(past, self.range.end)
             stop = self.resolver.resolve(self.last, past)
             if stop is None:
                 self.last = past

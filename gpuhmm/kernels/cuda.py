@@ -18,7 +18,7 @@ from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, walk_consta
 from gpuhmm.hmm.walk.leaf import granted_to_all
 from gpuhmm.hmm.walk.span import NO_STOP
 from gpuhmm.kernels.cpu import extent_end
-from gpuhmm.kernels.cuda_resolve import describe_kernel, plan_kernel, resolve_kernel
+from gpuhmm.kernels.cuda_resolve import describe_kernel, merge_kernel, plan_kernel, resolve_kernel
 from gpuhmm.kernels.cuda_stream import PLAN_COLUMNS, stream_asked_kernel, stream_kernel
 from gpuhmm.kernels.device_tables import THREADS, device_tables
 from gpuhmm.kernels.paths import PATHS
@@ -70,7 +70,8 @@ class CudaResolver:
         range_ = self.range
         # Page 0 of a slot has an even number; the first page of the range may have an odd one.
         shift = range_.start >> 12 & 1
-        in_place = range_.on_device and not may_fault(self.walk)
+        keeps = bool(self.walk.hmm_pfn_sticky)
+        in_place = range_.on_device and not may_fault(self.walk) and not keeps
         self.may_stream = PATHS.stream
         if range_.on_device:
             simulated = not hasattr(range_.hmm_pfns, "__cuda_array_interface__")
@@ -140,6 +141,7 @@ class CudaResolver:
                 second,
                 self.walk.default_flags,
                 self.walk.pfn_flags_mask,
+                self.walk.shadow_stack,
                 self.walk.highest_memmap_pfn,
                 *state,
                 self.inputs,
@@ -148,18 +150,33 @@ class CudaResolver:
             )
         else:
             stream_kernel[slots, THREADS, self.stream](
-                second, self.granted, self.walk.highest_memmap_pfn, *state, self.words, self.marks
+                second,
+                self.granted,
+                self.walk.shadow_stack,
+                self.walk.highest_memmap_pfn,
+                *state,
+                self.words,
+                self.marks,
             )
 
     def finish(self, past: int) -> None:
-        """Copy the words below ``past`` to where the caller expects them."""
+        """Copy the words below ``past`` to where the caller expects them, beside what is kept there."""
         npages = (past - self.range.start) >> 12
         if not npages or self.words is self.inputs:
             return
-        if self.range.on_device:
-            self.inputs[:npages].copy_to_device(self.words[:npages], stream=self.stream)
+        sticky = self.walk.hmm_pfn_sticky
+        words = self.words[:npages]
+        if self.range.on_device and sticky:
+            merge_kernel[-(-npages // THREADS), THREADS, self.stream](sticky, words, self.inputs[:npages])
+        elif self.range.on_device:
+            self.inputs[:npages].copy_to_device(words, stream=self.stream)
         else:
-            self.words[:npages].copy_to_host(self.range.hmm_pfns[:npages], stream=self.stream)
+            here = self.range.hmm_pfns[:npages]
+            kept = here & sticky if sticky else None
+            words.copy_to_host(here, stream=self.stream)
+            if kept is not None:
+                self._wait()
+                here |= kept
         self._wait()
 
     def _wait(self) -> None:

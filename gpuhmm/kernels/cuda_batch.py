@@ -104,6 +104,7 @@ class CudaBatchResolver:
         self.words = cuda.device_array(total, dtype=np.uint64)
         self.starts, self.ends = to_device(batch.starts), to_device(batch.ends)
         self.offsets = to_device(batch.offsets.astype(np.uint64))
+        self.sticky = Walk(*constants).hmm_pfn_sticky
         asks = asks_by_page(Walk(*constants))
         self.inputs = to_device(batch.hmm_pfns) if asks else self.words
 
@@ -136,7 +137,11 @@ class CudaBatchResolver:
         stop = first + int(stopped[0]) if len(stopped) else past
         low, high = int(batch.offsets[first]), int(batch.offsets[stop])
         if low < high:
-            self.words[low:high].copy_to_host(batch.hmm_pfns[low:high])
+            here = batch.hmm_pfns[low:high]
+            kept = here & self.sticky if self.sticky else None
+            self.words[low:high].copy_to_host(here)
+            if kept is not None:
+                here |= kept
         return stop
 
 

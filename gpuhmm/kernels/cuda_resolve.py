@@ -222,12 +222,20 @@ def describe(constants, vmas, owners, upper, child, leaf, hmm_pfns, stop, descri
                 cuda.atomic.or_(description, _NEED, need)
 
 
+def merge(sticky, words, hmm_pfns):
+    """Store the words in the caller's array beside the bits of ``sticky`` there; one thread a page."""
+    page = U64(cuda.grid(1))
+    if page < U64(words.shape[0]):
+        hmm_pfns[page] = (hmm_pfns[page] & sticky) | words[page]
+
+
 resolve_slot = cuda.jit(device=True, inline="always")(resolve_slot)
 
 register()
 plan_kernel = cuda.jit(plan)
 resolve_kernel = cuda.jit(resolve)
 describe_kernel = cuda.jit(describe)
+merge_kernel = cuda.jit(merge)
 
 #: Every kernel with the numba types of its arguments, for the compile gate.
 KERNELS = {
@@ -240,4 +248,5 @@ KERNELS = {
         "Array1, Array1"
     ),
     describe_kernel: "Array1, Array2, Array2, Array2, ChildArray, Array2, Array1, Array1, Array1",
+    merge_kernel: "uint64, Array1, Array1",
 }

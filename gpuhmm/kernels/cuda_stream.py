@@ -58,7 +58,7 @@ def is_plain(pte: np.uint64, granted: np.uint64, highest_memmap_pfn: np.uint64) 
     ) <= highest_memmap_pfn
 
 
-def stream(second, granted, highest_memmap_pfn, plans, streams, entries, words, marks):
+def stream(second, granted, shadow_stack, highest_memmap_pfn, plans, streams, entries, words, marks):
     """Write the words of every slot that ``streams`` names, all pages making the same request.
 
     One block a slot; ``second`` is the page of the range at which slot 1 begins: slot 0 may begin below
@@ -75,7 +75,7 @@ def stream(second, granted, highest_memmap_pfn, plans, streams, entries, words, 
         while pair < _PAIRS:
             at = pair + pair
             one, two = load_pair(entries, row + at)
-            store_pair(words, page + at, plain_word(one), plain_word(two))
+            store_pair(words, page + at, plain_word(one, shadow_stack), plain_word(two, shadow_stack))
             if not (
                 is_plain(one, granted, highest_memmap_pfn) and is_plain(two, granted, highest_memmap_pfn)
             ):
@@ -95,6 +95,7 @@ def stream_asked(
     second,
     default_flags,
     pfn_flags_mask,
+    shadow_stack,
     highest_memmap_pfn,
     plans,
     streams,
@@ -122,8 +123,8 @@ def stream_asked(
         flags_two = cpu_flags
         if kind == STREAM_LEAF:
             one, two = load_pair(entries, row + at)
-            word_one = plain_word(one)
-            word_two = plain_word(two)
+            word_one = plain_word(one, shadow_stack)
+            word_two = plain_word(two, shadow_stack)
             flags_one = word_one
             flags_two = word_two
             if not (
@@ -147,6 +148,6 @@ stream_asked_kernel = cuda.jit(stream_asked)
 
 #: Every kernel with the numba types of its arguments, for the compile gate.
 KERNELS = {
-    stream_kernel: "uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1",
-    stream_asked_kernel: ("uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1, Array1"),
+    stream_kernel: "uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1",
+    stream_asked_kernel: ("uint64, uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1, Array1"),
 }

@@ -16,7 +16,7 @@ _registered: set[Callable[..., Any]] = set()
 def shared(signature: str) -> Callable[[F], F]:
     """Mark a function over ``uint64`` as compiled for every target.
 
-    ``signature`` is the contract that ``tests/kernels/test_types.py`` holds the inferred types against.
+    ``signature`` is the contract with which ``tests/kernels/test_types.py`` compares the inferred types.
     The function itself is returned: plain Python calls it as it stands, and importing it needs no
     numba.  Back ends call :func:`register` before they compile.
     """

@@ -12,7 +12,7 @@ DRAWN = "dense-4k"
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Write PNG or SVG, by suffix, beside ``path`` and rename it.
+    """Write PNG or SVG, by suffix, next to ``path`` and rename it.
 
     RuntimeError without matplotlib, ValueError if no row of the drawn workload is there.
     """

@@ -17,7 +17,7 @@ from gpuhmm.mm.x86 import KNL_ERRATUM_MASK, PAGE_PRESENT, PAGE_PROTNONE
 from gpuhmm.translation import mappings
 from gpuhmm.translation.slots import parts, user_limit
 
-#: Where the write bit comes from, beside the rule of live processes.
+#: Where the write bit comes from; live processes have a rule of their own.
 ENTRIES_WRITE_RULE = "read from the entries"
 
 _LETTERS = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
@@ -35,7 +35,7 @@ def capture_of_space(
     end: int | None = None,
     seconds: float = 0.0,
 ) -> ProcessCapture:
-    """Return a capture of an address space whose areas are ``named``, which may hold names beside them.
+    """Return a capture of an address space whose areas are ``named``, which may hold names as well.
 
     ValueError where no mapping lies in ``[start, end)``.
     """

@@ -1,6 +1,6 @@
 """Fault handlers for checks: one that answers from a record, one that makes its answers up.
 
-Both note every call and every store, so that two back ends can be held to the same sequence.
+Both note every call and every store, so that the sequences of two back ends can be compared.
 """
 
 from __future__ import annotations

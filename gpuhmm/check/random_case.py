@@ -59,7 +59,7 @@ _VM_FLAGS = (
     _RW | VM_PFNMAP,
 )
 
-#: Flags beside the PFN of an entry that points to a table; the last ones count as bad at some level.
+#: Flags next to the PFN of an entry that points to a table; the last ones count as bad at some level.
 _TABLE_FLAGS = (*[0x67] * 12, 0x63, 0x67 | 1 << 63, 0x47, 0x61, 0x27, 0x67 | 1 << 8)
 
 
@@ -120,7 +120,7 @@ def random_case(rng: Random, name: str, max_pages: int = 1 << 19) -> Case:
 
 
 def _range(rng: Random, levels: int, max_pages: int) -> tuple[int, int]:
-    """Return a range that likes to lie across, at, or just beside the end of a table entry."""
+    """Return a range that likes to lie across, at, or just before or after the end of a table entry."""
     sizes = (1, 3, 16, 64, 200, 511, 512, 513, 700, 1024, 1600, 2500)
     npages = sizes[rng.randrange(len(sizes))]
     if rng.randrange(60) == 0:

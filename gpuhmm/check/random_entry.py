@@ -1,4 +1,4 @@
-"""Random page-table entries: every state that mm/hmm.c tells apart, and the ones beside them."""
+"""Random page-table entries: every state that mm/hmm.c tells apart, and the ones next to them."""
 
 from __future__ import annotations
 

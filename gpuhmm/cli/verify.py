@@ -1,4 +1,4 @@
-"""``gpuhmm verify``: one back end held against another, and both against recorded calls."""
+"""``gpuhmm verify``: one back end compared with another, and both with recorded calls."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
-    """Hold one back end against another: return code, words, calls, stores, walks, page tables.
+    """Compare one back end with another: return code, words, calls, stores, walks, page tables.
 
-    Recorded calls are replayed on both back ends and held against the record; random address spaces
-    on both and held against each other.  A case that differs is made small, saved in a file that
+    Recorded calls are replayed on both back ends and compared with the record; random address spaces
+    on both and compared with each other.  A case that differs is made small, saved in a file that
     verify replays, and explained; the exit code is then 1.
 
     With --captures, driver loops captured from a running kernel are replayed against the model of

@@ -18,8 +18,9 @@ class Batch:
     #: Entries read from the buffer; what was left when the driver had merged some of them at the fetch.
     raw: int = 0
     coalesced: int = 0
-    #: Different pages among them; entries too many for a page, by whether its µTLB wrote one before.
+    #: Different pages among them.
     unique: int = 0
+    #: Entries of a page that has one in the batch already: from the same µTLB; the first from another one.
     same_utlb: int = 0
     cross_utlb: int = 0
     #: Pages that the device could reach already as its fault needs it, when the batch was served.

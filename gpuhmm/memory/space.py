@@ -234,7 +234,7 @@ class AddressSpace:
     def map_pfns(self, va: int, pfns: Words, *, level: int = 1, flags: int | None = None) -> None:
         """Map consecutive pages from ``va`` on: at 4 KiB (level 1), 2 MiB (2) or 1 GiB (3).
 
-        ``pfns`` is uint64[n], the first PFN of each page.  ``flags`` are the raw bits beside the
+        ``pfns`` is uint64[n], the first PFN of each page.  ``flags`` are the raw bits next to the
         PFN; without them they follow from the VMA at ``va``: young, dirty, writable in a writable
         area.  Tables that are missing are made.  ValueError for PFNs that are unaligned or beyond
         52 bits, and where a table of smaller pages stands in the way.

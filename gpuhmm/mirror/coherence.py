@@ -99,7 +99,7 @@ class CoherentPageTable:
     def snapshot(self, start: int, end: int, accept: Callable[[Words], int]) -> int:
         """Walk one range without faulting; return what ``accept`` makes of the words.
 
-        The walk has a notifier of its own, so that what happens beside the range does not matter
+        The walk has a notifier of its own, so that what happens outside the range does not matter
         (dmirror_range_snapshot).
         """
         notifier = self.mm.notifier(start, end, self._invalidate_snapshot)

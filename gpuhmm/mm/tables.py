@@ -1,6 +1,6 @@
 """Page-table pages: raw x86-64 entries, kept so that a walk never searches for a PFN.
 
-Leaf tables (level 1) and upper tables (levels 2 to 5) lie in one dense array each; beside every
+Leaf tables (level 1) and upper tables (levels 2 to 5) lie in one dense array each; next to every
 upper entry stands the row of the table that it points to.
 """
 
@@ -21,7 +21,7 @@ Words = npt.NDArray[np.uint64]
 
 Entry = TypeVar("Entry", bound=np.generic)
 
-#: Beside an upper entry that points to no table.
+#: Stands next to an upper entry that points to no table.
 NO_CHILD = -1
 
 
@@ -160,7 +160,7 @@ class PageTables:
         known_level, row = self.where[pfn]
         if known_level != level - 1:
             raise ValueError(
-                f"table PFN {pfn:#x} must not be used at two levels (got {level - 1} beside {known_level})"
+                f"table PFN {pfn:#x} must not be used at two levels (got {level - 1} and {known_level})"
             )
         return row
 

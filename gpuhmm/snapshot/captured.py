@@ -1,4 +1,4 @@
-"""What a capture knows beside its address space: the process or dump, its mappings by name, its windows."""
+"""What a capture knows besides its address space: the process or dump, its mappings by name, its windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading live processes, held against a naive reading of pagemap."""
+"""Reading live processes, compared with a naive reading of pagemap."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Hold a replayed call against the captured one, point by point.
+"""Compare a replayed call with the captured one, point by point.
 
 Frames that the model handed out have other PFNs than those of the kernel; they may be renamed one to one.
 Everything else must be the same bit by bit.

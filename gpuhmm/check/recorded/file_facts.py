@@ -68,7 +68,7 @@ def page_cache(given: Given) -> bool:
 
 
 def page_cache_beside(given: Given) -> bool:
-    """A table under a read fault that was a bus error came from a page beside it that was in the page cache.
+    """A table under a read fault that was a bus error came from a page next to it that was in the page cache.
 
     The page lies below the range, within reach of fault-around; its PFN is not known.
     """

@@ -1,4 +1,4 @@
-"""A captured call beside the space that is made ready for its replay, and what its outcome tells of pages."""
+"""A captured call with the space that is made ready for its replay, and what its outcome tells of pages."""
 
 from __future__ import annotations
 

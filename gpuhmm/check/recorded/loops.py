@@ -1,6 +1,6 @@
 """Calls captured from a running kernel, with the page tables before and after: read as cases.
 
-A capture shows the page-table entries that cover the range and the VMAs beside it.  It does not show
+A capture shows the page-table entries that cover the range and the VMAs next to it.  It does not show
 to whom a device-private page belongs; :func:`device_owners` says what is taken from the call itself.
 """
 

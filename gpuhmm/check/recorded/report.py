@@ -114,7 +114,7 @@ def _check_piece(piece: tuple[Path, str, int, int]) -> list[Verdict]:
 
 
 def check_call(call: CapturedCall, backend: str) -> Verdict:
-    """Replay one call on ``backend`` and hold it against the capture.
+    """Replay one call on ``backend`` and compare it with the capture.
 
     Whatever the replay raises is a difference, in the point ``exception``.
     """

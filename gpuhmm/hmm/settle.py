@@ -26,7 +26,7 @@ from gpuhmm.hmm.words import HMM_NEED_WRITE_FAULT
 from gpuhmm.mm.handler import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, BurstHandler, FaultHandler
 from gpuhmm.mm.vma import VM_WRITE
 
-#: Pages that are resolved at once after a stop; doubled with every wave that has none.
+#: Pages that are resolved at once after a stop; doubled with every wave in which nothing stops.
 FIRST_WAVE_AFTER_STOP = 1024
 
 _FAULT = int(ACTION_FAULT)
@@ -56,7 +56,7 @@ class Resolver(Protocol):
     max_wave: int
 
     def wave_end(self, va: int) -> int:
-        """Return where a wave that would end at ``va`` must end so that it cuts no need in two."""
+        """Return ``va``, or the end of the extent around it whose need is an OR over all of its pages."""
         ...
 
     def resolve(self, first: int, past: int) -> Stop | None:

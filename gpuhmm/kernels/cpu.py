@@ -225,7 +225,7 @@ def hmm_range_fault(range_: HmmRange) -> int:
 
 
 class CpuResolver:
-    """Resolves pieces of one call; see :class:`gpuhmm.hmm.settle.Resolver`."""
+    """Resolves waves of one call; see :class:`gpuhmm.hmm.settle.Resolver`."""
 
     def __init__(self, range_: HmmRange) -> None:
         self.mm = range_.notifier.mm

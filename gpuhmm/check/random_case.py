@@ -17,6 +17,7 @@ from gpuhmm.check.case import Case, no_rows, sparse_entries
 from gpuhmm.check.random_entry import leaf_table, upper_leaf
 from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.mm import x86
+from gpuhmm.mm.entry import NX, PROTNONE, RW, TABLE, USER, A, D
 from gpuhmm.mm.profile import PROFILES, KernelProfile
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import (
@@ -30,11 +31,10 @@ from gpuhmm.mm.vma import (
     VM_SHARED,
     VM_WRITE,
 )
-from gpuhmm.mm.x86 import level_shift
+from gpuhmm.mm.x86 import ZERO_PFN, level_shift
 
 T = TypeVar("T")
 
-ZERO_PFN = 0x1A5F
 HUGE_ZERO_PFN = 0x2600
 OWNERS = ((0x10_0000, 0x20_0000, 0xABCD), (0x30_0000, 0x30_0800, 0xFEED))
 
@@ -60,7 +60,15 @@ _VM_FLAGS = (
 )
 
 #: Flags next to the PFN of an entry that points to a table; the last ones count as bad at some level.
-_TABLE_FLAGS = (*[0x67] * 12, 0x63, 0x67 | 1 << 63, 0x47, 0x61, 0x27, 0x67 | 1 << 8)
+_TABLE_FLAGS = (
+    *[TABLE] * 12,
+    int(x86.KERNPG_TABLE),
+    TABLE | NX,
+    TABLE & ~A,
+    TABLE & ~(RW | USER),
+    TABLE & ~D,
+    TABLE | PROTNONE,
+)
 
 
 @dataclass
@@ -195,7 +203,7 @@ def _upper_entry(draft: _Draft, level: int, va: int) -> int:
     ):
         return upper_leaf(draft.rng, draft.profile, draft.levels, level) if roll < 85 else 0
     if roll < (8 if level > 2 else 12):
-        return draft.choose((0, 0, 0, 0x20, 0x40, 0x60)) if level < 5 or draft.levels == 4 else 0
+        return draft.choose((0, 0, 0, A, D, A | D)) if level < 5 or draft.levels == 4 else 0
     if (level == 3 and roll < 16) or (level == 2 and roll < 45):
         return upper_leaf(draft.rng, draft.profile, draft.levels, level)
     flags = draft.choose(_TABLE_FLAGS)

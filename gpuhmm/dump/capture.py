@@ -16,9 +16,9 @@ from gpuhmm.dump.raw_tables import RawTables
 from gpuhmm.dump.space import address_space, leaves_outside
 from gpuhmm.dump.zero_pages import find_zero_pages
 from gpuhmm.image import MemorySource, as_source, open_image
-from gpuhmm.memory.space import NO_PFN
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
 
 
 def read_dump(
@@ -60,7 +60,7 @@ def read_dump(
         tables,
         vmas,
         kernel=kernel,
-        zero_pfn=0x1A5F if zero_pfn is None else zero_pfn,
+        zero_pfn=ZERO_PFN if zero_pfn is None else zero_pfn,
         huge_zero_pfn=NO_PFN if huge_zero_pfn is None else huge_zero_pfn,
     )
     origin = {

@@ -53,7 +53,7 @@ _TYPE_SHIFT = np.uint64(59)
 
 
 def swap_entries(swp_type: Words, offset: Words) -> Words:
-    """Return :func:`gpuhmm.mm.x86.encode_swap` of arrays."""
+    """Return :func:`gpuhmm.mm.entry.encode_swap` of arrays."""
     left, right = _SHIFTED_OFFSET
     return ((~offset << left) >> right) | swp_type << _TYPE_SHIFT
 

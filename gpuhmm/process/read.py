@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from gpuhmm.capture.mapping import VM_MERGEABLE, Mapping, parse_maps, user_mappings
 from gpuhmm.capture.record import ProcessCapture
-from gpuhmm.memory.space import NO_PFN, AddressSpace
+from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.profile import V6_1
+from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
 from gpuhmm.process.entries import AREA_PROT, IN_AREA, IS_KSM, IS_ZERO_PAGE, WRITE_RULE
 from gpuhmm.process.identity import identify
 from gpuhmm.process.pagemap import (
@@ -44,8 +45,7 @@ from gpuhmm.process.windows import (
     read_windows,
 )
 
-#: PFNs that we give out where the kernel hides its own: the zero page, the huge one, and the rest.
-ZERO_NUMBER = 0x1A5F
+#: PFNs that we give out where the kernel hides its own: ZERO_PFN, that of the huge zero page, and the rest.
 HUGE_ZERO_NUMBER = 1 << 19
 FIRST_NUMBER = 1 << 20
 FIRST_GIGANTIC_NUMBER = 1 << 38
@@ -114,7 +114,7 @@ class _Reading:
         self.classes = np.zeros(words.shape, dtype=np.uint8)
         self.huge = np.zeros(len(windows), dtype=np.bool_)
         self.hugetlb = np.zeros(len(windows), dtype=np.uint8)
-        self.zero_pfn = ZERO_NUMBER
+        self.zero_pfn = ZERO_PFN
         self.huge_zero_pfn = NO_PFN
         self.used_kpageflags = False
         self.lost = 0  # huge pages that were gone when they were read
@@ -181,7 +181,7 @@ class _Reading:
             if self.huge[a // 512]:
                 if self.real and self.huge_zero_pfn == NO_PFN:
                     self.huge_zero_pfn = int(words[a // 512 * 512] & PM_PFN)
-            elif self.real and self.zero_pfn == ZERO_NUMBER and words[a] & PM_PRESENT:
+            elif self.real and self.zero_pfn == ZERO_PFN and words[a] & PM_PRESENT:
                 self.zero_pfn = int(words[a] & PM_PFN)
         for a, b in spans:
             if not self.real:
@@ -231,7 +231,7 @@ class _Reading:
             if self.huge[row] and zero[0]:
                 self.huge_zero_pfn = first = HUGE_ZERO_NUMBER
                 zero = np.zeros(512, dtype=np.bool_)
-            numbers = np.where(zero, np.uint64(ZERO_NUMBER), np.uint64(first) + _SLOTS)
+            numbers = np.where(zero, np.uint64(ZERO_PFN), np.uint64(first) + _SLOTS)
             present = (words & PM_PRESENT) != 0
             words[present] = words[present] & ~PM_PFN | numbers[present]
 

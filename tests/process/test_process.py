@@ -20,8 +20,8 @@ from known_process import (
 
 import gpuhmm
 from gpuhmm.capture.mapping import parse_maps, user_mappings
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.vma import VM_HUGETLB, VM_IO, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
-from gpuhmm.mm.x86 import encode_swap
 from gpuhmm.process import read_process, stopped, summarize
 from gpuhmm.process.entries import page_entries, swap_entries
 from gpuhmm.process.pagemap import Pagemap

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import gpuhmm
 from gpuhmm.capture.from_space import capture_of_space, mapping_of
 from gpuhmm.cli import app
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.vma import VM_HUGETLB, VM_READ, VM_WRITE
-from gpuhmm.mm.x86 import encode_swap
 from gpuhmm.process import walk_process
 from gpuhmm.results.map import draw
 from gpuhmm.results.strips import STATES, strips_of

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import gpuhmm
 from gpuhmm.capture.from_space import capture_of_space, mapping_of
 from gpuhmm.cli import app
-from gpuhmm.mm.x86 import encode_swap
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.process import read_process, stopped
 from gpuhmm.watch import Change, compare
 

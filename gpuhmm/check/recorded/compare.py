@@ -10,7 +10,7 @@ from gpuhmm.check.difference import errno_name, fault_flag_names, hmm_pfn_words,
 from gpuhmm.check.recorded.call import HANDLE_MM_FAULT, Call, CapturedCall, Event
 from gpuhmm.check.recorded.replay import FIRST_MODEL_PFN, Replayed
 from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_VALID
-from gpuhmm.memory.fault.entry import PFN, P
+from gpuhmm.mm.entry import PFN, P
 from gpuhmm.mm.tables import Words
 
 _EVENT_NAMES = ("UNMAP", "CLEAR", "PROT_VMA", "PROT_PAGE", "SOFT_DIRTY", "RELEASE", "MIGRATE", "EXCLUSIVE")

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpuhmm.check.recorded.call import CapturedCall, Event
-from gpuhmm.memory.fault.entry import (
-    NONE,
-)
 from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.entry import NONE
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_WRITE,

@@ -29,11 +29,11 @@ from gpuhmm.check.recorded.facts import FACTS, Fact
 from gpuhmm.check.recorded.given import Given
 from gpuhmm.hmm.backends import hmm_range_fault
 from gpuhmm.hmm.ranges import HmmRange, RangeStats, WalkStep
-from gpuhmm.memory.fault.entry import DEVMAP, PSE
 from gpuhmm.memory.fault.model import FaultModel
 from gpuhmm.memory.pages.filemap import File
 from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.entry import DEVMAP, PSE
 from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
 from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.tables import NO_CHILD, Words
@@ -194,7 +194,7 @@ def _store_tables(call: CapturedCall, mm: AddressSpace) -> None:
     borders = np.flatnonzero(np.diff(va >> np.uint64(21))) + 1
     for first, past in zip([0, *borders.tolist()], [*borders.tolist(), len(va)], strict=True):
         at = int(va[first])
-        mm.page_tables.store_leaf(mm.page_tables.row(at, 1), at >> 12 & 511, value[first:past])
+        mm.page_tables.store(1, mm.page_tables.row(at, 1), at >> 12 & 511, value[first:past])
 
 
 def listed_entries(mm: AddressSpace, start: int, end: int) -> dict[tuple[int, int], int]:

@@ -74,7 +74,7 @@ def huge_pfn_of(entry: int) -> int:
 
 
 def pte_modify(entry: int, prot: int, keep: int = 0) -> int:
-    """Return an entry under another protection (pte_modify); ``keep`` are bits that stay, besides the usual.
+    """Return an entry under another protection (pte_modify); ``keep`` are more bits that stay.
 
     PTEs and hugetlb entries, which are modified as PTEs are.
     """

@@ -1,4 +1,4 @@
-"""Entries as ints beside the uint64 of the walks, which read the same bits; and what changes them."""
+"""Entries as ints compared with the uint64 of the walks, which read the same bits; and what changes them."""
 
 import numpy as np
 import pytest

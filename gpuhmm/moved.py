@@ -20,7 +20,7 @@ MOVED = {
     "fault": "memory.fault",
     "fault_model": "memory.fault.model",
     "machine": "memory.pages",
-    "process.walk": "capture.walk",
+    "process.walk": "process",
     "space": "memory.space",
     "vma": "mm.vma",
 }

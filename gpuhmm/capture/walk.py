@@ -1,4 +1,4 @@
-"""The walk of a captured process: ``hmm_range_fault()`` over everything that was read, as runs.
+"""The walk of a capture: ``hmm_range_fault()`` over everything that was read, as runs.
 
 A snapshot is one call for the whole range, gaps between mappings included.  A request is one call for
 each mapping, so that one that cannot be faulted does not end the others.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.hmm.backends import BackendInfo, hmm_range_fault_runs, resolve_backend
 from gpuhmm.hmm.loop import REQUESTS
 from gpuhmm.hmm.ranges import RangeStats
@@ -39,7 +39,7 @@ class WalkedMapping:
 
 
 @dataclass(frozen=True)
-class ProcessWalk:
+class CaptureWalk:
     """All mappings of a capture, walked; ``seconds`` holds the walk alone, ``pages`` are of 4 KiB."""
 
     request: str
@@ -72,9 +72,9 @@ def prepare(backend: str) -> PreparedBackend:
     return PreparedBackend(info, time.perf_counter() - begun)
 
 
-def walk_process(
-    capture: ProcessCapture, *, request: str = "none", backend: str | PreparedBackend = "auto"
-) -> ProcessWalk:
+def walk_capture(
+    capture: Capture, *, request: str = "none", backend: str | PreparedBackend = "auto"
+) -> CaptureWalk:
     """Walk everything that was captured and return the runs of each mapping.
 
     ``request`` is ``none``, ``read`` or ``write``, for every page; what it faults changes
@@ -89,10 +89,10 @@ def walk_process(
     pages, calls, seconds, mappings = (_snapshot if request == "none" else _requests)(
         capture, request, ready.info.name
     )
-    return ProcessWalk(request, ready.info, pages, calls, seconds, ready.seconds, mappings)
+    return CaptureWalk(request, ready.info, pages, calls, seconds, ready.seconds, mappings)
 
 
-def _check_size(capture: ProcessCapture) -> None:
+def _check_size(capture: Capture) -> None:
     pages = sum(mapping.npages for mapping in capture.mappings if not mapping.rejected)
     if pages > MAX_REQUEST_PAGES:
         raise ValueError(
@@ -105,7 +105,7 @@ def _check_size(capture: ProcessCapture) -> None:
 _Walked = tuple[int, int, float, list[WalkedMapping]]
 
 
-def _snapshot(capture: ProcessCapture, request: str, backend: str) -> _Walked:
+def _snapshot(capture: Capture, request: str, backend: str) -> _Walked:
     """Walk the whole range in one call; the pages that count are those of windows that hold anything."""
     call = _call(capture.space, capture.start, capture.end, request, backend)
     walked = [
@@ -117,7 +117,7 @@ def _snapshot(capture: ProcessCapture, request: str, backend: str) -> _Walked:
     return int(np.maximum(pasts - firsts, 0).sum()) >> 12, 1, call.seconds, walked
 
 
-def _requests(capture: ProcessCapture, request: str, backend: str) -> _Walked:
+def _requests(capture: Capture, request: str, backend: str) -> _Walked:
     """Walk each mapping from end to end."""
     pages = 0
     seconds = 0.0

@@ -142,9 +142,9 @@ def _check_files(
 
         check_suffix(out)
     if picture is not None:
-        from gpuhmm.coalesce.pictures import check_picture_suffix
+        from gpuhmm.results.figure import picture_suffix
 
-        check_picture_suffix(picture)
+        picture_suffix(picture)
     if perfetto is not None:
         from gpuhmm.coalesce.perfetto_trace import protos
 

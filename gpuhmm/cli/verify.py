@@ -73,15 +73,17 @@ def verify(
         bool, typer.Option(help="Stream whole slots on CUDA, or resolve all of them page by page.")
     ] = True,
     save: Annotated[Path, typer.Option(help="Folder for the cases that differ.")] = Path("differences"),
-    captures: Annotated[
+    loops: Annotated[
         list[Path] | None,
         typer.Option(
+            "--loops",
+            "--captures",
             exists=True,
-            help="Replay calls captured from a kernel, in this file or folder, and do nothing else.",
+            help="Replay driver loops recorded in a running kernel, of this file or folder; nothing else.",
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes for --captures [default: one a CPU].")
+        int | None, typer.Option(min=1, help="Processes for --loops [default: one a CPU].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
@@ -91,15 +93,15 @@ def verify(
     on both and compared with each other.  A case that differs is made small, saved in a file that
     verify replays, and explained; the exit code is then 1.
 
-    With --captures, driver loops captured from a running kernel are replayed against the model of
+    With --loops, driver loops recorded in a running kernel are replayed against the model of
     handle_mm_fault: every walk, fault and invalidation, the words and the page tables afterwards.
     """
-    if captures:
-        from gpuhmm.cli.captures import verify_captures
+    if loops:
+        from gpuhmm.cli.verify_loops import verify_loops
 
         if paths or cases or minutes:
-            raise typer.BadParameter("--captures is for itself: leave out files, --cases and --minutes")
-        verify_captures(captures, backend, jobs, as_json)
+            raise typer.BadParameter("--loops is for itself: leave out files, --cases and --minutes")
+        verify_loops(loops, backend, jobs, as_json)
         return
     from gpuhmm.check.campaign import Campaign, case_files
     from gpuhmm.hmm.backends import resolve_backend

@@ -32,8 +32,10 @@ class Batch:
     #: VA blocks of 2 MiB with a fault, and the most different pages of one.
     va_blocks: int = 0
     most_in_block: int = 0
-    #: Calls of hmm_range_fault and of handle_mm_fault; calls that returned -EBUSY, walks stale afterwards.
+    #: Calls of hmm_range_fault, how often they asked the notifier before a walk, calls of handle_mm_fault;
+    #: calls that returned -EBUSY, walks stale afterwards.
     hmm_calls: int = 0
+    walks: int = 0
     handle_mm_faults: int = 0
     ebusy: int = 0
     read_retries: int = 0

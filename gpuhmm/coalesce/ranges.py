@@ -121,6 +121,7 @@ def ask_ranges(
     service.run_cpu()
     rets = hmm_range_fault_batch(ranges, backend=service.backend)
     batch.hmm_calls += len(ranges)
+    batch.walks += stats.walks
     batch.handle_mm_faults += stats.faults
     service.spend("block", len(ranges))
     service.spend("walk", sum(range_.npages for range_ in ranges))

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuhmm.capture.from_space import capture_of_space, mapping_of
 from gpuhmm.capture.mapping import Mapping, parse_maps, user_mappings
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.dump.load import load_tables
 from gpuhmm.dump.raw_tables import RawTables
 from gpuhmm.dump.space import address_space, leaves_outside
@@ -34,7 +34,7 @@ def read_dump(
     huge_zero_pfn: int | None = None,
     start: int = 0,
     end: int | None = None,
-) -> ProcessCapture:
+) -> Capture:
     """Read the page tables below ``cr3`` out of a memory dump.
 
     ``source`` is a path or what :func:`gpuhmm.image.as_source` takes.  Mappings come from ``maps``, a file in

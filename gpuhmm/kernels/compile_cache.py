@@ -22,7 +22,7 @@ from numba.core import caching
 
 #: The package, and what of it compiled code can come from: an edit elsewhere leaves the cache as it is.
 _PACKAGE = Path(__file__).parent.parent
-_COMPILED = ("shared.py", "mm", "hmm", "kernels", "memory", "translation", "watch", "coalesce")
+_COMPILED = ("shared.py", "mm", "hmm", "kernels", "memory", "translation", "coalesce")
 #: Compiled code of other versions is kept for that long, in seconds.
 _KEPT = 14 * 24 * 3600
 

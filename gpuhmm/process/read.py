@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.capture.mapping import VM_MERGEABLE, Mapping, parse_maps, user_mappings
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture, LiveProcess
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
@@ -55,7 +55,7 @@ _SLOTS = np.arange(512, dtype=np.uint64)
 
 def read_process(
     pid: int, *, start: int = 0, end: int | None = None, progress: Progress | None = None
-) -> ProcessCapture:
+) -> Capture:
     """Read the page tables of process ``pid`` over ``[start, end)`` bytes and rebuild them.
 
     Everything is read through /proc; the process is neither stopped nor changed.  ValueError for an
@@ -82,24 +82,27 @@ def read_process(
     resident = [int((present[a:b] < 0).sum()) for a, b in zip(first.tolist(), past.tolist(), strict=True)]
     with_swap = reading.windows_with_swap()
     space = reading.space()
-    return ProcessCapture(
-        identity,
-        space,
-        start,
-        end,
-        chosen,
-        resident,
-        reading.windows,
-        with_swap,
-        [mapping.name for mapping in kernel],
-        reading.real,
-        found.scanned,
-        reading.used_kpageflags,
-        changed or bool(reading.lost),
-        time.perf_counter() - begun,
-        WRITE_RULE,
-        _notes(found, reading),
+    return Capture(
+        space=space,
+        start=start,
+        end=end,
+        mappings=chosen,
+        resident=resident,
+        windows=reading.windows,
+        windows_with_swap=with_swap,
+        pfns_real=reading.real,
+        write_rule=WRITE_RULE,
+        seconds=time.perf_counter() - begun,
         origin={"kind": "process", "pid": pid, "command": identity.command, "host": platform.node()},
+        notes=_notes(found, reading),
+        process=LiveProcess(
+            identity,
+            kernel_release=platform.release(),
+            left_out=[mapping.name for mapping in kernel],
+            changed=changed or bool(reading.lost),
+            pagemap_scan=found.scanned,
+            kpageflags=reading.used_kpageflags,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.arrays import write_array
 from gpuhmm.snapshot.captured import capture_parts
@@ -21,7 +21,7 @@ from gpuhmm.version import __version__
 
 def save_snapshot(
     path: str | os.PathLike[str],
-    source: AddressSpace | ProcessCapture,
+    source: AddressSpace | Capture,
     *,
     origin: dict[str, Any] | None = None,
     overwrite: bool = False,

@@ -14,7 +14,6 @@ from gpuhmm.bench import cuda_cpp
 from gpuhmm.coalesce.preprocess import cuda as preprocess
 from gpuhmm.kernels import cuda_batch, cuda_resolve, cuda_runs, cuda_stream, device_tables
 from gpuhmm.translation import cuda as translation
-from gpuhmm.watch import cuda as watch
 
 KERNELS = {
     kernel: types
@@ -25,7 +24,6 @@ KERNELS = {
         cuda_batch,
         device_tables,
         translation,
-        watch,
         preprocess,
     )
     for kernel, types in module.KERNELS.items()

@@ -208,7 +208,7 @@ def test_without_pagemap_scan_the_same_is_found(child, monkeypatch):
     summary = summarize(capture, backend="cpu")
     assert summary.pagemap_scan is False
     assert any("PAGEMAP_SCAN" in note for note in summary.notes)
-    if capture.kpageflags:
+    if capture.process.kpageflags:
         assert summary.mappings == scanned.mappings
     with pytest.raises(ValueError, match="too much"):
         read_process(child.pid)

@@ -1,4 +1,4 @@
-"""What is taken from a capture's outcome because the page tables before the call do not show it.
+"""What is taken from a recording's outcome because the page tables before the call do not show it.
 
 Every rule is a function of :class:`Given`, listed in FACTS.  It puts the fact into the page state and
 returns True if it took one from the outcome that the model would not have assumed by itself.

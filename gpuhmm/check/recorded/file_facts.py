@@ -1,4 +1,4 @@
-"""Facts about files that are taken from a capture's outcome: see ``gpuhmm.check.recorded.facts``."""
+"""Facts about files that are taken from a recording's outcome: see ``gpuhmm.check.recorded.facts``."""
 
 from __future__ import annotations
 

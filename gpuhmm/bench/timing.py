@@ -21,8 +21,8 @@ from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pf
 from gpuhmm.capture import Capture
 from gpuhmm.hmm.backends import hmm_range_fault, hmm_range_fault_runs
 from gpuhmm.hmm.batch import HmmRangeBatch, hmm_range_fault_batch
-from gpuhmm.hmm.loop import MirroredRange
-from gpuhmm.hmm.pieces import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.hmm.loop import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.hmm.mirrored import MirroredRange
 from gpuhmm.hmm.ranges import HmmRange
 from gpuhmm.hmm.runs import HmmRuns
 from gpuhmm.memory.space import AddressSpace

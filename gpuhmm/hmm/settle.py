@@ -8,6 +8,7 @@ Source: mm/hmm.c:hmm_range_fault, hmm_vma_fault (v5.18).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from errno import EBUSY, EFAULT, EINVAL, EPERM
 from typing import NamedTuple, Protocol
 
@@ -68,8 +69,18 @@ class Resolver(Protocol):
         ...
 
 
-def settle(range_: HmmRange | HmmRuns, resolver: Resolver) -> int:
+class SequentialWalk(ABC):
+    """What the reference gives instead: a walk that faults by itself, as the kernel's does."""
+
+    @abstractmethod
+    def hmm_range_fault(self) -> int:
+        """Walk the whole range; return 0 or a negative errno."""
+
+
+def settle(range_: HmmRange | HmmRuns, resolver: Resolver | SequentialWalk) -> int:
     """Return 0 or a negative errno, with everything done as ``hmm_range_fault()`` does it in order."""
+    if isinstance(resolver, SequentialWalk):
+        return resolver.hmm_range_fault()
     return _Settlement(range_, resolver).run()
 
 

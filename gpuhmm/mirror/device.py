@@ -79,7 +79,7 @@ class DeviceMirror:
             raise ValueError("the memory of the device must be of the machine that the space is on")
         self.mm = mm
         self.device = device
-        self._table = CoherentPageTable(mm, device, resolve_backend(backend).name, range_pages, timeout_ms)
+        self._table = CoherentPageTable(mm, device, resolve_backend(backend), range_pages, timeout_ms)
         self._open = True
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 
 from gpuhmm.hmm.settle import Stop
+from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.extent import extent_at
 from gpuhmm.hmm.walk.span import NO_STOP, describe_stop, find_stop, look_and_write_tables, write_words
@@ -65,6 +66,7 @@ def _look_and_write(
     how many of them are written.
     """
     walk = unpack(constants)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     slots = _slots(first, past)
     looked = ZERO
     written = ZERO
@@ -83,16 +85,11 @@ def _look_and_write(
                 before,
                 first,
                 walk,
-                vmas,
-                owners,
-                upper,
-                child,
-                leaf,
-                hmm_pfns,
+                arrays,
             )
             written = written + done
         if seen_plain == ZERO:
-            stop, cut = find_stop(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+            stop, cut = find_stop(low, high, first, walk, arrays)
             if stop != NO_STOP:
                 break
             settled = settled and cut == ZERO
@@ -109,7 +106,7 @@ def _look_and_write(
         # One is written with the next look.  A thread that fell behind catches up.
         if at < writable and (seen_plain == ZERO or looked - written > _BEHIND):
             low, high = _slot(at, first, past)
-            write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+            write_words(low, high, first, walk, arrays)
             written = written + ONE
     return stop, written
 
@@ -129,6 +126,7 @@ def _write_rest(
     Shared out again, because one thread may have left nearly all: it was early, and another late.
     """
     walk = unpack(constants)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     slots = _slots(first, past)
     threads = U64(written.shape[0])
     for thread in range(threads):
@@ -136,7 +134,7 @@ def _write_rest(
         left = max(_count_slots(thread, threads, run, slots), done) - done
         for nth in range(done + left * index // pieces, done + left * (index + ONE) // pieces):
             low, high = _slot(_nth_slot(nth, thread, threads, run), first, past)
-            stop = write_words(low, high, first, walk, vmas, owners, upper, child, leaf, hmm_pfns)
+            stop = write_words(low, high, first, walk, arrays)
             if stop != NO_STOP:
                 return stop
     return NO_STOP
@@ -206,11 +204,11 @@ def _resolve(first, past, nr_threads, longest_run, constants, vmas, owners, uppe
 
 
 def _describe(va, constants, vmas, owners, upper, child, leaf, hmm_pfns):
-    return describe_stop(va, unpack(constants), vmas, owners, upper, child, leaf, hmm_pfns)
+    return describe_stop(va, unpack(constants), Arrays(vmas, owners, upper, child, leaf, hmm_pfns))
 
 
-def _extent_end(va, constants, vmas, upper, child):
-    return extent_at(va, va, unpack(constants), vmas, upper, child).end
+def _extent_end(va, constants, vmas, owners, upper, child, leaf, hmm_pfns):
+    return extent_at(va, va, unpack(constants), Arrays(vmas, owners, upper, child, leaf, hmm_pfns)).end
 
 
 resolve_parallel = cached(njit(_resolve, parallel=True))
@@ -239,24 +237,19 @@ class CpuResolver:
         """Return the end of the extent that ``va - 1`` lies in, where needs are an OR over pages."""
         if not self.cuts_need:
             return va
-        tables = self.mm.page_tables
-        return int(
-            extent_end(U64(va - 4096), self.constants, self.mm.vmas.columns(), tables.upper, tables.child)
-        )
+        return int(extent_end(U64(va - 4096), self.constants, *host_arrays(self.mm, self.words)))
 
     def resolve(self, first: int, past: int) -> Stop | None:
         """Write the words of ``[first, past)`` below the first stop, in place."""
-        tables = self.mm.page_tables
-        vmas, owners = self.mm.vmas.columns(), self.mm.device_private
-        state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, self.words)
+        arrays = host_arrays(self.mm, self.words)
         npages = (past - first) >> 12
         if on_one_thread(npages, _SEQUENTIAL_PAGES):
-            stop = resolve_sequential(U64(first), U64(past), 1, _RUN, *state)
+            stop = resolve_sequential(U64(first), U64(past), 1, _RUN, self.constants, *arrays)
         else:
-            stop = resolve_parallel(U64(first), U64(past), get_num_threads(), _RUN, *state)
+            stop = resolve_parallel(U64(first), U64(past), get_num_threads(), _RUN, self.constants, *arrays)
         if stop == NO_STOP:
             return None
-        return Stop(int(stop), *map(int, describe(U64(stop), *state)))
+        return Stop(int(stop), *map(int, describe(U64(stop), self.constants, *arrays)))
 
     def finish(self, past: int) -> None:
         """Nothing is left: the words were written in place."""

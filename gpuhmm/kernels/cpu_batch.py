@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit, prange
 
+from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
 from gpuhmm.hmm.walk.constants import for_range, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.span import NO_STOP, find_stop, write_words
 from gpuhmm.kernels.compile_cache import cached
@@ -27,21 +28,22 @@ _SEQUENTIAL_PAGES = 1 << 12
 def _range_stops(i, starts, ends, offsets, walk, vmas, owners, upper, child, leaf, hmm_pfns):
     """Return whether the walk of a range stops somewhere."""
     own = for_range(walk, starts[i], ends[i])
-    words = hmm_pfns[offsets[i] : offsets[i + 1]]
-    stop, _ = find_stop(own.start, own.end, own.start, own, vmas, owners, upper, child, leaf, words)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns[offsets[i] : offsets[i + 1]])
+    stop, _ = find_stop(own.start, own.end, own.start, own, arrays)
     return stop != NO_STOP
 
 
 def _write_range(i, starts, ends, offsets, walk, vmas, owners, upper, child, leaf, hmm_pfns):
     """Write the words of a range; return whether its walk stops all the same, whatever is asked."""
     own = for_range(walk, starts[i], ends[i])
-    words = hmm_pfns[offsets[i] : offsets[i + 1]]
-    stop = write_words(own.start, own.end, own.start, own, vmas, owners, upper, child, leaf, words)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns[offsets[i] : offsets[i + 1]])
+    stop = write_words(own.start, own.end, own.start, own, arrays)
     return stop != NO_STOP
 
 
-_range_stops = njit(_range_stops)
-_write_range = njit(_write_range)
+# As for shared functions: see gpuhmm.shared.register.
+_range_stops = njit(_range_stops, _nrt=False)
+_write_range = njit(_write_range, _nrt=False)
 
 
 def _resolve(first, past, starts, ends, offsets, constants, vmas, owners, upper, child, leaf, hmm_pfns):
@@ -89,9 +91,8 @@ class CpuBatchResolver:
 
     def resolve(self, first: int, past: int) -> int:
         """Write the words of ranges ``first`` up to the first that stops; return which, or ``past``."""
-        batch, tables = self.batch, self.mm.page_tables
-        vmas, owners = self.mm.vmas.columns(), self.mm.device_private
-        state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, batch.hmm_pfns)
+        batch = self.batch
+        state = (self.constants, *host_arrays(self.mm, batch.hmm_pfns))
         at = first
         while at < past:
             # In pieces, so that what was looked at is still in the cache when it is written.

@@ -12,6 +12,7 @@ from numba import njit, prange
 
 from gpuhmm.hmm.runs import joined
 from gpuhmm.hmm.settle import Stop
+from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
 from gpuhmm.hmm.walk.constants import Walk, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.extent import KIND_LEAF, extent_at
 from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
@@ -46,16 +47,15 @@ _EXTENTS = 1 << 10
 #: Up to this many small pages, less than a millisecond's work, one thread does it: others must be woken.
 _SEQUENTIAL_PAGES = 1 << 16
 
-_NO_WORDS = np.empty(0, dtype=np.uint64)
 
-
-def _list_extents(first, past, constants, vmas, upper, child, extents):
+def _list_extents(first, past, constants, vmas, owners, upper, child, leaf, hmm_pfns, extents):
     """List the extents of ``[first, past)``; return how many, where the list ends, and the first stop."""
     walk = unpack(constants)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     count = ZERO
     va = first
     while va < past and count < U64(extents.shape[0]):
-        extent = extent_at(va, first, walk, vmas, upper, child)
+        extent = extent_at(va, first, walk, arrays)
         if extent_stops(extent, walk):
             return count, va, va
         store_extent(extent, count, extents)
@@ -150,22 +150,16 @@ class CpuRunsResolver:
 
     def wave_end(self, va: int) -> int:
         """Return the end of the extent that ``va - 1`` lies in: extents are listed whole."""
-        tables = self.mm.page_tables
-        columns = self.mm.vmas.columns()
-        return int(extent_end(U64(va - 4096), self.constants, columns, tables.upper, tables.child))
+        return int(extent_end(U64(va - 4096), self.constants, *host_arrays(self.mm)))
 
     def resolve(self, first: int, past: int) -> Stop | None:
         """Collect the runs of ``[first, past)`` below the first stop."""
-        tables = self.mm.page_tables
-        vmas, owners = self.mm.vmas.columns(), self.mm.device_private
+        state = (self.constants, *host_arrays(self.mm))
         va = first
         while va < past:
-            count, listed, stop = list_extents(
-                U64(va), U64(past), self.constants, vmas, tables.upper, tables.child, self.extents
-            )
+            count, listed, stop = list_extents(U64(va), U64(past), *state, self.extents)
             stop = min(int(stop), self._collect(int(count)))
             if stop != int(NO_STOP):
-                state = (self.constants, vmas, owners, tables.upper, tables.child, tables.leaf, _NO_WORDS)
                 return Stop(stop, *map(int, describe(U64(stop), *state)))
             va = int(listed)
         return None

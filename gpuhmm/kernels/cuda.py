@@ -13,9 +13,11 @@ import numpy as np
 from numba import cuda
 
 from gpuhmm.hmm.settle import Stop
+from gpuhmm.hmm.walk.arrays import host_arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
 from gpuhmm.hmm.walk.leaf import granted_to_all
 from gpuhmm.hmm.walk.span import NO_STOP
+from gpuhmm.kernels.cpu import extent_end
 from gpuhmm.kernels.cuda_resolve import describe_kernel, plan_kernel, resolve_kernel
 from gpuhmm.kernels.cuda_stream import PLAN_COLUMNS, stream_asked_kernel, stream_kernel
 from gpuhmm.kernels.device_tables import THREADS, device_tables
@@ -87,14 +89,7 @@ class CudaResolver:
         """Return the end of the extent that ``va - 1`` lies in, where needs are an OR over pages."""
         if not self.cuts_need:
             return va
-        from gpuhmm.kernels.cpu import extent_end
-
-        tables = self.mm.page_tables
-        return int(
-            extent_end(
-                U64(va - 4096), self.host_constants, self.mm.vmas.columns(), tables.upper, tables.child
-            )
-        )
+        return int(extent_end(U64(va - 4096), self.host_constants, *host_arrays(self.mm)))
 
     def resolve(self, first: int, past: int) -> Stop | None:
         """Write the words of ``[first, past)`` to the second buffer; return the first stop."""
@@ -109,13 +104,10 @@ class CudaResolver:
         self.answer.copy_to_device(self.no_stop, stream=self.stream)
         stop, description = self.answer[:1], self.answer[1:]
         bounds = U64(first), U64(past)
+        state = (self.constants, vmas, owners, upper, child, leaf, self.inputs)
         plan_kernel[-(-slots // THREADS), THREADS, self.stream](
             *bounds,
-            self.constants,
-            vmas,
-            upper,
-            child,
-            self.inputs,
+            *state,
             U64(self.may_stream),
             self.plans,
             self.streams,
@@ -127,21 +119,13 @@ class CudaResolver:
         resolve_kernel[min(slots, _RESOLVE_BLOCKS), THREADS, self.stream](
             *bounds,
             U64(slots),
-            self.constants,
-            vmas,
-            owners,
-            upper,
-            child,
-            leaf,
+            *state,
             self.plans,
             self.marks,
-            self.inputs,
             self.words,
             stop,
         )
-        describe_kernel[1, THREADS, self.stream](
-            self.constants, vmas, owners, upper, child, leaf, self.inputs, stop, description
-        )
+        describe_kernel[1, THREADS, self.stream](*state, stop, description)
         self.answer.copy_to_host(self.answer_here, stream=self.stream)
         self._wait()
         answer = [int(value) for value in self.answer_here]

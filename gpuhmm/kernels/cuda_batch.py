@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import cuda
 
+from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, for_range, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
 from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
@@ -45,11 +46,12 @@ def resolve_ranges(
     index = U64(cuda.threadIdx.x)
     own = slot_ranges[slot]
     walk = for_range(unpack(constants), starts[own], ends[own])
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     while index <= INDEX_MASK:
         va = slots[slot] + (index << PAGE_SHIFT)
         index = index + _THREADS
         if va >= walk.start and va < walk.end:
-            extent = extent_at(va, walk.start, walk, vmas, upper, child)
+            extent = extent_at(va, walk.start, walk, arrays)
             page = offsets[own] + ((va - walk.start) >> PAGE_SHIFT)
             request = ZERO
             if asks_by_page(walk):

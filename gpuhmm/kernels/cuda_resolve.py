@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numba import cuda
 
+from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import asks_by_page, may_fault, unpack
 from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, extent_at
 from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
@@ -46,12 +47,28 @@ def write_description(description, action, need, end, vma, level):
     description[U64(4)] = level
 
 
-def plan(first, past, constants, vmas, upper, child, hmm_pfns, may_stream, plans, streams, marks, stop):
+def plan(
+    first,
+    past,
+    constants,
+    vmas,
+    owners,
+    upper,
+    child,
+    leaf,
+    hmm_pfns,
+    may_stream,
+    plans,
+    streams,
+    marks,
+    stop,
+):
     """Write the extent of each 2 MiB slot of ``[first, past)`` to ``plans``; one thread a slot.
 
     ``streams`` says how the slot is streamed, ``marks`` whether it is resolved page by page.
     """
     walk = unpack(constants)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     slot = U64(cuda.grid(1))
     va = ((first >> PMD_SHIFT) + slot) << PMD_SHIFT
     end = va + (ONE << PMD_SHIFT)
@@ -61,7 +78,7 @@ def plan(first, past, constants, vmas, upper, child, hmm_pfns, may_stream, plans
     if end > past:
         end = past
     if va < end:
-        extent = extent_at(va, first, walk, vmas, upper, child)
+        extent = extent_at(va, first, walk, arrays)
         streamed = STREAM_NONE
         kind = extent.kind
         if extent.end < end:
@@ -98,23 +115,22 @@ def streaming_of(extent, walk, hmm_pfns):
 
 
 def resolve(
-    first, past, slots, constants, vmas, owners, upper, child, leaf, plans, marks, hmm_pfns, words, stop
+    first, past, slots, constants, vmas, owners, upper, child, leaf, hmm_pfns, plans, marks, words, stop
 ):
     """Write the words of every marked slot of ``[first, past)`` and lower ``stop`` to the first that stops.
 
     A block takes one slot after the other, its threads side by side over the pages.
     """
     walk = unpack(constants)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     slot = U64(cuda.blockIdx.x)
     while slot < slots:
         if marks[slot] != DONE:
-            resolve_slot(
-                slot, first, past, walk, vmas, owners, upper, child, leaf, plans, hmm_pfns, words, stop
-            )
+            resolve_slot(slot, first, past, walk, arrays, plans, words, stop)
         slot = slot + U64(cuda.gridDim.x)
 
 
-def resolve_slot(slot, first, past, walk, vmas, owners, upper, child, leaf, plans, hmm_pfns, words, stop):
+def resolve_slot(slot, first, past, walk, arrays, plans, words, stop):
     """Write the words of one slot and lower ``stop`` to the first page of it that stops the walk."""
     base = ((first >> PMD_SHIFT) + slot) << PMD_SHIFT
     kind = plans[slot, PLAN_KIND]
@@ -134,7 +150,7 @@ def resolve_slot(slot, first, past, walk, vmas, owners, upper, child, leaf, plan
             page = (va - walk.start) >> PAGE_SHIFT
             at_kind = kind
             if kind == KIND_MIXED:
-                extent = extent_at(va, first, walk, vmas, upper, child)
+                extent = extent_at(va, first, walk, arrays)
                 at_kind = extent.kind
                 row = extent.row
                 word = extent.word
@@ -147,11 +163,11 @@ def resolve_slot(slot, first, past, walk, vmas, owners, upper, child, leaf, plan
                 asking = page
                 if at_kind == KIND_FILL_FIRST:
                     asking = (start - walk.start) >> PAGE_SHIFT
-                request = hmm_pfns[asking]
+                request = arrays.hmm_pfns[asking]
             if at_kind == KIND_LEAF:
-                pte = leaf[row, (va >> PAGE_SHIFT) & INDEX_MASK]
-                words[page] = pte_word(pte, walk, owners)
-                if may_fault(walk) and pte_stop(pte, request, walk, owners)[0] != ACTION_NONE:
+                pte = arrays.leaf[row, (va >> PAGE_SHIFT) & INDEX_MASK]
+                words[page] = pte_word(pte, walk, arrays.owners)
+                if may_fault(walk) and pte_stop(pte, request, walk, arrays.owners)[0] != ACTION_NONE:
                     cuda.atomic.min(stop, ZERO, va)
             elif at_kind == KIND_FORCED:
                 cuda.atomic.min(stop, ZERO, start)
@@ -168,10 +184,11 @@ def describe(constants, vmas, owners, upper, child, leaf, hmm_pfns, stop, descri
     The need of an extent is the OR over its pages, which the threads share out.
     """
     walk = unpack(constants)
+    arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns)
     va = stop[ZERO]
     index = U64(cuda.threadIdx.x)
     if va != NO_STOP:
-        extent = extent_at(va, va, walk, vmas, upper, child)
+        extent = extent_at(va, va, walk, arrays)
         page = (va - walk.start) >> PAGE_SHIFT
         if extent.kind == KIND_LEAF or extent.kind == KIND_FORCED:
             if index == ZERO:
@@ -214,10 +231,11 @@ describe_kernel = cuda.jit(describe)
 #: Every kernel with the numba types of its arguments, for the compile gate.
 KERNELS = {
     plan_kernel: (
-        "uint64, uint64, Array1, Array2, Array2, ChildArray, Array1, uint64, Array2, Array1, Array1, Array1"
+        "uint64, uint64, Array1, Array2, Array2, Array2, ChildArray, Array2, Array1, uint64, Array2, Array1, "
+        "Array1, Array1"
     ),
     resolve_kernel: (
-        "uint64, uint64, uint64, Array1, Array2, Array2, Array2, ChildArray, Array2, Array2, Array1, Array1, "
+        "uint64, uint64, uint64, Array1, Array2, Array2, Array2, ChildArray, Array2, Array1, Array2, Array1, "
         "Array1, Array1"
     ),
     describe_kernel: "Array1, Array2, Array2, Array2, ChildArray, Array2, Array1, Array1, Array1",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import Walk
 from gpuhmm.hmm.walk.pte import (
     ACTION_CLEAR,
@@ -116,96 +117,90 @@ def find_vma(va: np.uint64, vmas: npt.NDArray[np.uint64]) -> np.uint64:
     return low
 
 
-@shared("Extent(uint64, uint64, Walk, Array2, Array2, ChildArray)")
+@shared("Extent(uint64, uint64, Walk, Arrays)")
 def extent_at(
     va: np.uint64,
     last: np.uint64,
     walk: Walk,
-    vmas: npt.NDArray[np.uint64],
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
+    arrays: Arrays,
 ) -> Extent:
-    """Return the extent that holds ``va`` in a walk of ``[last, walk.end)``; ``last <= va < walk.end``.
-
-    ``vmas`` is uint64[4, n] (start, end, flags, page shift), ``upper`` and ``child`` the upper tables.
-    """
-    count = U64(vmas.shape[1])
-    place = find_vma(va, vmas)
+    """Return the extent that holds ``va`` in a walk of ``[last, walk.end)``; ``last <= va < walk.end``."""
+    count = U64(arrays.vmas.shape[1])
+    place = find_vma(va, arrays.vmas)
     start = last
     end = walk.end
-    if place == count or vmas[_START, place] > va:
-        if place != ZERO and vmas[_END, place - ONE] > start:
-            start = vmas[_END, place - ONE]
-        if place != count and vmas[_START, place] < end:
-            end = vmas[_START, place]
+    if place == count or arrays.vmas[_START, place] > va:
+        if place != ZERO and arrays.vmas[_END, place - ONE] > start:
+            start = arrays.vmas[_END, place - ONE]
+        if place != count and arrays.vmas[_START, place] < end:
+            end = arrays.vmas[_START, place]
         if walk.no_vma_single_hole != ZERO:
             return hole(start, end, NO_VMA)
-        return table_extent(va, start, end, NO_VMA, walk, upper, child)
+        return table_extent(va, start, end, NO_VMA, walk, arrays)
 
-    if vmas[_START, place] > start:
-        start = vmas[_START, place]
-    if vmas[_END, place] < end:
-        end = vmas[_END, place]
-    flags = vmas[_FLAGS, place]
+    if arrays.vmas[_START, place] > start:
+        start = arrays.vmas[_START, place]
+    if arrays.vmas[_END, place] < end:
+        end = arrays.vmas[_END, place]
+    flags = arrays.vmas[_FLAGS, place]
     if (flags & _VM_REJECTED) != ZERO or (flags & _VM_READ) == ZERO:
         return Extent(start, end, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, place)
-    shift = vmas[_SHIFT, place]
+    shift = arrays.vmas[_SHIFT, place]
     if shift != PAGE_SHIFT:
-        return hugetlb_extent(va, start, end, place, shift, walk, upper, child)
-    return table_extent(va, start, end, place, walk, upper, child)
+        return hugetlb_extent(va, start, end, place, shift, walk, arrays)
+    return table_extent(va, start, end, place, walk, arrays)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64, Walk, Array2, ChildArray)")
+@shared("Extent(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def table_extent(
     va: np.uint64,
     start: np.uint64,
     end: np.uint64,
     vma: np.uint64,
     walk: Walk,
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
+    arrays: Arrays,
 ) -> Extent:
     """Return the extent of ``va`` in the piece ``[start, end)`` by the walk from the top table down."""
     row = ZERO
     if walk.levels == _PGD_LEVEL:
         slot = (va >> PGDIR_SHIFT) & INDEX_MASK
-        entry = upper[row, slot]
+        entry = arrays.upper[row, slot]
         first = span_start(va, start, PGDIR_SHIFT)
         past = span_end(va, end, PGDIR_SHIFT)
         if pgd_none(entry):
             return hole(first, past, vma)
         if pgd_bad(entry):
             return forced(first, past, ACTION_CLEAR, _PGD_LEVEL, vma)
-        if child[row, slot] < 0:
+        if arrays.child[row, slot] < 0:
             return forced(first, past, ACTION_MISSING, _PGD_LEVEL, vma)
-        row = U64(child[row, slot])
+        row = U64(arrays.child[row, slot])
 
     slot = (va >> P4D_SHIFT) & INDEX_MASK
-    entry = upper[row, slot]
+    entry = arrays.upper[row, slot]
     first = span_start(va, start, P4D_SHIFT)
     past = span_end(va, end, P4D_SHIFT)
     if entry_none(entry):
         return hole(first, past, vma)
     if p4d_bad(entry):
         return forced(first, past, ACTION_CLEAR, _P4D_LEVEL, vma)
-    if child[row, slot] < 0:
+    if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _P4D_LEVEL, vma)
-    row = U64(child[row, slot])
+    row = U64(arrays.child[row, slot])
 
     slot = (va >> PUD_SHIFT) & INDEX_MASK
-    entry = upper[row, slot]
+    entry = arrays.upper[row, slot]
     first = span_start(va, start, PUD_SHIFT)
     past = span_end(va, end, PUD_SHIFT)
     if entry_none(entry) or vma == NO_VMA:
         return hole(first, past, vma)
     if entry_trans_huge(entry) or entry_devmap(entry):
         return pud_extent(entry, first, past, vma)
-    if child[row, slot] < 0:
+    if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _PUD_LEVEL, vma)
-    row = U64(child[row, slot])
+    row = U64(arrays.child[row, slot])
 
     slot = (va >> PMD_SHIFT) & INDEX_MASK
-    entry = upper[row, slot]
+    entry = arrays.upper[row, slot]
     first = span_start(va, start, PMD_SHIFT)
     past = span_end(va, end, PMD_SHIFT)
     if entry_none(entry):
@@ -214,9 +209,9 @@ def table_extent(
         return pmd_extent(entry, first, past, vma, walk)
     if pmd_bad(entry, walk.pmd_bad_ignores):
         return Extent(first, past, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, vma)
-    if child[row, slot] < 0:
+    if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _PMD_LEVEL, vma)
-    leaf = U64(child[row, slot])
+    leaf = U64(arrays.child[row, slot])
     return Extent(first, past, KIND_LEAF, leaf, ZERO, ZERO, ZERO, ACTION_NONE, vma)
 
 
@@ -246,7 +241,7 @@ def pmd_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint6
     return Extent(start, end, KIND_FILL, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64, uint64, Walk, Array2, ChildArray)")
+@shared("Extent(uint64, uint64, uint64, uint64, uint64, Walk, Arrays)")
 def hugetlb_extent(
     va: np.uint64,
     start: np.uint64,
@@ -254,8 +249,7 @@ def hugetlb_extent(
     vma: np.uint64,
     shift: np.uint64,
     walk: Walk,
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
+    arrays: Arrays,
 ) -> Extent:
     """walk_hugetlb_range with huge_pte_offset, and hmm_vma_walk_hugetlb_entry."""
     first = span_start(va, start, shift)
@@ -268,14 +262,14 @@ def hugetlb_extent(
         level = _P4D_LEVEL
     while at > shift:
         slot = (va >> at) & INDEX_MASK
-        if not entry_present(upper[row, slot]):
+        if not entry_present(arrays.upper[row, slot]):
             return hole(first, past, vma)
-        if child[row, slot] < 0:
+        if arrays.child[row, slot] < 0:
             return forced(first, past, ACTION_MISSING, level, vma)
-        row = U64(child[row, slot])
+        row = U64(arrays.child[row, slot])
         at = at - U64(9)
         level = level - ONE
-    entry = upper[row, (va >> shift) & INDEX_MASK]
+    entry = arrays.upper[row, (va >> shift) & INDEX_MASK]
     cpu_flags = pte_to_hmm_pfn_flags(entry) | ((shift - PAGE_SHIFT) << HMM_PFN_ORDER_SHIFT)
     pfn = pte_pfn(entry) + ((first & ((ONE << shift) - ONE)) >> PAGE_SHIFT)
     return Extent(first, past, KIND_FILL_FIRST, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)

@@ -8,8 +8,8 @@ of these found that it matters.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault
 from gpuhmm.hmm.walk.pte import (
     ACTION_NONE,
@@ -42,44 +42,42 @@ _SAMPLE = U64(64)
 TABLE_PAGES = U64(512)
 
 
-@shared("uint64(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
+@shared("uint64(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def leaf_stop(
     row: np.uint64,
     slot: np.uint64,
     count: np.uint64,
     page: np.uint64,
     walk: Walk,
-    owners: npt.NDArray[np.uint64],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> np.uint64:
     """Return which of ``count`` PTEs from ``slot`` on is the first to stop the walk; ``count`` if none is.
 
     ``hmm_pfns[page]`` holds the request of the first.
     """
     granted = granted_to_all(walk)
-    if all_plain(row, slot, min(count, _SAMPLE), granted, walk, leaf) and all_plain(
-        row, slot, count, granted, walk, leaf
+    if all_plain(row, slot, min(count, _SAMPLE), granted, walk, arrays) and all_plain(
+        row, slot, count, granted, walk, arrays
     ):
         return count
     may_stop: Truth = False
     if asks_by_page(walk):
         asked = ZERO
         for i in range(count):
-            asked = asked | hmm_pfns[page + i]
+            asked = asked | arrays.hmm_pfns[page + i]
         if (((asked & walk.pfn_flags_mask) | walk.default_flags) & HMM_PFN_REQ_FAULT) == ZERO:
             return count
         for i in range(count):
-            may_stop = may_stop | pte_may_stop(leaf[row, slot + i], hmm_pfns[page + i], walk)
+            may_stop = may_stop | pte_may_stop(arrays.leaf[row, slot + i], arrays.hmm_pfns[page + i], walk)
     else:
         for i in range(count):
-            may_stop = may_stop | pte_may_stop(leaf[row, slot + i], ZERO, walk)
+            may_stop = may_stop | pte_may_stop(arrays.leaf[row, slot + i], ZERO, walk)
     if may_stop:
         for i in range(count):
             request = ZERO
             if asks_by_page(walk):
-                request = hmm_pfns[page + i]
-            if pte_stop(leaf[row, slot + i], request, walk, owners)[0] != ACTION_NONE:
+                request = arrays.hmm_pfns[page + i]
+            if pte_stop(arrays.leaf[row, slot + i], request, walk, arrays.owners)[0] != ACTION_NONE:
                 return U64(i)
     return count
 
@@ -92,46 +90,43 @@ def granted_to_all(walk: Walk) -> np.uint64:
     return PAGE_PRESENT
 
 
-@shared("boolean(uint64, uint64, uint64, uint64, Walk, Array2)")
+@shared("boolean(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def all_plain(
     row: np.uint64,
     slot: np.uint64,
     count: np.uint64,
     granted: np.uint64,
     walk: Walk,
-    leaf: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> Truth:
     """True if every PTE has all bits of ``granted``, PRESENT among them, and a page for devices."""
     every = ALL_ONES
     some = ZERO
     beyond: Truth = False
     for i in range(count):
-        pte = leaf[row, slot + i]
+        pte = arrays.leaf[row, slot + i]
         every = every & pte
         some = some | pte
         beyond = beyond | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
     return (every & granted) == granted and (some & PAGE_SPECIAL) == ZERO and not beyond
 
 
-@shared("boolean(uint64, uint64, uint64, Walk, Array2)")
-def seem_plain(
-    look: np.uint64, write: np.uint64, granted: np.uint64, walk: Walk, leaf: npt.NDArray[np.uint64]
-) -> Truth:
+@shared("boolean(uint64, uint64, uint64, Walk, Arrays)")
+def seem_plain(look: np.uint64, write: np.uint64, granted: np.uint64, walk: Walk, arrays: Arrays) -> Truth:
     """True if the first pages of both tables are plain, those of the first one with ``granted``."""
-    return all_plain(look, ZERO, _SAMPLE, granted, walk, leaf) and all_plain(
-        write, ZERO, _SAMPLE, PAGE_PRESENT, walk, leaf
+    return all_plain(look, ZERO, _SAMPLE, granted, walk, arrays) and all_plain(
+        write, ZERO, _SAMPLE, PAGE_PRESENT, walk, arrays
     )
 
 
-@shared("UniTuple2(uint64, uint64, uint64, uint64, Walk, Array2, Array1)")
+@shared("UniTuple2(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def look_and_write_plain(
     look: np.uint64,
     write: np.uint64,
     page: np.uint64,
     granted: np.uint64,
     walk: Walk,
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> tuple[np.uint64, np.uint64]:
     """Look at the whole table in row ``look``, and take that in row ``write`` for plain pages and write it.
 
@@ -146,15 +141,15 @@ def look_and_write_plain(
     beyond_seen: Truth = False
     beyond_written: Truth = False
     for i in range(TABLE_PAGES):
-        seen = leaf[look, i]
-        pte = leaf[write, i]
+        seen = arrays.leaf[look, i]
+        pte = arrays.leaf[write, i]
         every_seen = every_seen & seen
         some_seen = some_seen | seen
         beyond_seen = beyond_seen | ((seen & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
         every_written = every_written & pte
         some_written = some_written | pte
         beyond_written = beyond_written | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
-        hmm_pfns[page + i] = plain_word(pte)
+        arrays.hmm_pfns[page + i] = plain_word(pte)
     plain_seen = ZERO
     if (every_seen & granted) == granted and (some_seen & PAGE_SPECIAL) == ZERO and not beyond_seen:
         plain_seen = ONE
@@ -165,16 +160,14 @@ def look_and_write_plain(
     return plain_seen, plain_written
 
 
-@shared("boolean(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
+@shared("boolean(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def look_and_write_mixed(
     look: np.uint64,
     look_page: np.uint64,
     write: np.uint64,
     page: np.uint64,
     walk: Walk,
-    owners: npt.NDArray[np.uint64],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> Truth:
     """Look at the whole table in row ``look`` and write that in row ``write``, whatever they hold.
 
@@ -184,68 +177,64 @@ def look_and_write_mixed(
     may_stop: Truth = False
     if asks_by_page(walk):
         for i in range(TABLE_PAGES):
-            may_stop = may_stop | pte_may_stop(leaf[look, i], hmm_pfns[look_page + i], walk)
-            hmm_pfns[page + i] = ownerless_word(leaf[write, i], walk)
+            may_stop = may_stop | pte_may_stop(arrays.leaf[look, i], arrays.hmm_pfns[look_page + i], walk)
+            arrays.hmm_pfns[page + i] = ownerless_word(arrays.leaf[write, i], walk)
     else:
         for i in range(TABLE_PAGES):
-            may_stop = may_stop | pte_may_stop(leaf[look, i], ZERO, walk)
-            hmm_pfns[page + i] = ownerless_word(leaf[write, i], walk)
-    write_owned(write, ZERO, TABLE_PAGES, page, walk, owners, leaf, hmm_pfns)
+            may_stop = may_stop | pte_may_stop(arrays.leaf[look, i], ZERO, walk)
+            arrays.hmm_pfns[page + i] = ownerless_word(arrays.leaf[write, i], walk)
+    write_owned(write, ZERO, TABLE_PAGES, page, walk, arrays)
     return may_stop
 
 
-@shared("void(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
+@shared("void(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def write_owned(
     row: np.uint64,
     slot: np.uint64,
     count: np.uint64,
     page: np.uint64,
     walk: Walk,
-    owners: npt.NDArray[np.uint64],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> None:
     """Write words that were written as ownerless_word once more where an owner may matter."""
-    if owners.shape[0] > 0:
+    if arrays.owners.shape[0] > 0:
         owned: Truth = False
         for i in range(count):
-            owned = owned | may_be_device_private(leaf[row, slot + i], walk)
+            owned = owned | may_be_device_private(arrays.leaf[row, slot + i], walk)
         if owned:
             for i in range(count):
-                hmm_pfns[page + i] = pte_word(leaf[row, slot + i], walk, owners)
+                arrays.hmm_pfns[page + i] = pte_word(arrays.leaf[row, slot + i], walk, arrays.owners)
 
 
-@shared("void(uint64, uint64, uint64, uint64, Walk, Array2, Array2, Array1)")
+@shared("void(uint64, uint64, uint64, uint64, Walk, Arrays)")
 def write_leaf(
     row: np.uint64,
     slot: np.uint64,
     count: np.uint64,
     page: np.uint64,
     walk: Walk,
-    owners: npt.NDArray[np.uint64],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> None:
     """Write the words of ``count`` PTEs from ``slot`` on to ``hmm_pfns[page]`` and after.
 
     Where the first of them are plain pages, all are taken for such.  Whether they were is known
     afterwards; if not, they are written again, while still in the cache.
     """
-    if all_plain(row, slot, min(count, _SAMPLE), PAGE_PRESENT, walk, leaf):
+    if all_plain(row, slot, min(count, _SAMPLE), PAGE_PRESENT, walk, arrays):
         every = ALL_ONES
         some = ZERO
         beyond: Truth = False
         for i in range(count):
-            pte = leaf[row, slot + i]
+            pte = arrays.leaf[row, slot + i]
             every = every & pte
             some = some | pte
             beyond = beyond | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
-            hmm_pfns[page + i] = plain_word(pte)
+            arrays.hmm_pfns[page + i] = plain_word(pte)
         if (every & PAGE_PRESENT) != ZERO and (some & PAGE_SPECIAL) == ZERO and not beyond:
             return
     for i in range(count):
-        hmm_pfns[page + i] = ownerless_word(leaf[row, slot + i], walk)
-    write_owned(row, slot, count, page, walk, owners, leaf, hmm_pfns)
+        arrays.hmm_pfns[page + i] = ownerless_word(arrays.leaf[row, slot + i], walk)
+    write_owned(row, slot, count, page, walk, arrays)
 
 
 @shared("uint64(uint64)")

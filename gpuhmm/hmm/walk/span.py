@@ -7,8 +7,8 @@ below it, ``describe_stop`` says what the host must do there.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page
 from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, Extent, extent_at
 from gpuhmm.hmm.walk.leaf import (
@@ -29,18 +29,13 @@ from gpuhmm.shared import shared
 NO_STOP = ALL_ONES
 
 
-@shared("UniTuple2(uint64, uint64, uint64, Walk, Array2, Array2, Array2, ChildArray, Array2, Array1)")
+@shared("UniTuple2(uint64, uint64, uint64, Walk, Arrays)")
 def find_stop(
     first: np.uint64,
     past: np.uint64,
     last: np.uint64,
     walk: Walk,
-    vmas: npt.NDArray[np.uint64],
-    owners: npt.NDArray[np.uint64],
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> tuple[np.uint64, np.uint64]:
     """Return the first address of ``[first, past)`` that stops a walk of ``[last, walk.end)``.
 
@@ -51,7 +46,7 @@ def find_stop(
     cut = ZERO
     va = first
     while va < past:
-        extent = extent_at(va, last, walk, vmas, upper, child)
+        extent = extent_at(va, last, walk, arrays)
         end = extent.end
         if end > past:
             end = past
@@ -59,13 +54,13 @@ def find_stop(
             count = (end - va) >> PAGE_SHIFT
             page = (va - walk.start) >> PAGE_SHIFT
             slot = (va >> PAGE_SHIFT) & INDEX_MASK
-            stop = leaf_stop(extent.row, slot, count, page, walk, owners, leaf, hmm_pfns)
+            stop = leaf_stop(extent.row, slot, count, page, walk, arrays)
             if stop < count:
                 return va + (stop << PAGE_SHIFT), cut
         elif extent.kind == KIND_FORCED:
             return extent.start, cut
         else:
-            if need_of_pages(extent, va, end, walk, hmm_pfns) != ZERO:
+            if need_of_pages(extent, va, end, walk, arrays) != ZERO:
                 return extent.start, cut
             if asks_by_page(walk) and (extent.start < va or extent.end > past):
                 cut = ONE
@@ -73,18 +68,13 @@ def find_stop(
     return NO_STOP, cut
 
 
-@shared("uint64(uint64, uint64, uint64, Walk, Array2, Array2, Array2, ChildArray, Array2, Array1)")
+@shared("uint64(uint64, uint64, uint64, Walk, Arrays)")
 def write_words(
     first: np.uint64,
     past: np.uint64,
     last: np.uint64,
     walk: Walk,
-    vmas: npt.NDArray[np.uint64],
-    owners: npt.NDArray[np.uint64],
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> np.uint64:
     """Write the words of ``[first, past)``, none of whose pages needs a fault.
 
@@ -93,7 +83,7 @@ def write_words(
     """
     va = first
     while va < past:
-        extent = extent_at(va, last, walk, vmas, upper, child)
+        extent = extent_at(va, last, walk, arrays)
         end = extent.end
         if end > past:
             end = past
@@ -101,37 +91,32 @@ def write_words(
         count = (end - va) >> PAGE_SHIFT
         if extent.kind == KIND_LEAF:
             slot = (va >> PAGE_SHIFT) & INDEX_MASK
-            write_leaf(extent.row, slot, count, page, walk, owners, leaf, hmm_pfns)
+            write_leaf(extent.row, slot, count, page, walk, arrays)
         elif extent.kind == KIND_FORCED:
             return extent.start
         else:
             word = extent.word + ((va - extent.start) >> PAGE_SHIFT) * extent.step
             for i in range(count):
-                hmm_pfns[page + i] = word + i * extent.step
+                arrays.hmm_pfns[page + i] = word + i * extent.step
         va = end
     return NO_STOP
 
 
-@shared("UniTuple2(uint64, uint64, uint64, Walk, Array2, Array2, Array2, ChildArray, Array2, Array1)")
+@shared("UniTuple2(uint64, uint64, uint64, Walk, Arrays)")
 def look_and_write_tables(
     look: np.uint64,
     write: np.uint64,
     last: np.uint64,
     walk: Walk,
-    vmas: npt.NDArray[np.uint64],
-    owners: npt.NDArray[np.uint64],
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> tuple[np.uint64, np.uint64]:
     """Look at the slot of 2 MiB at ``look`` and write the one at ``write``, which was looked at before.
 
     Return ONE for each that was done: for neither, if not both slots are one leaf table each; for the
     first only if none of its pages can stop the walk.
     """
-    seen = extent_at(look, last, walk, vmas, upper, child)
-    written = extent_at(write, last, walk, vmas, upper, child)
+    seen = extent_at(look, last, walk, arrays)
+    written = extent_at(write, last, walk, arrays)
     if seen.kind != KIND_LEAF or written.kind != KIND_LEAF:
         return ZERO, ZERO
     if seen.start != look or seen.end - look != PMD_SIZE:
@@ -140,62 +125,55 @@ def look_and_write_tables(
         return ZERO, ZERO
     page = (write - walk.start) >> PAGE_SHIFT
     granted = granted_to_all(walk)
-    if not seem_plain(seen.row, written.row, granted, walk, leaf):
+    if not seem_plain(seen.row, written.row, granted, walk, arrays):
         look_page = (look - walk.start) >> PAGE_SHIFT
-        if look_and_write_mixed(seen.row, look_page, written.row, page, walk, owners, leaf, hmm_pfns):
+        if look_and_write_mixed(seen.row, look_page, written.row, page, walk, arrays):
             return ZERO, ONE
         return ONE, ONE
-    plain_seen, plain_written = look_and_write_plain(
-        seen.row, written.row, page, granted, walk, leaf, hmm_pfns
-    )
+    plain_seen, plain_written = look_and_write_plain(seen.row, written.row, page, granted, walk, arrays)
     if plain_seen == ZERO and plain_written == ZERO:
         return ZERO, ZERO
     if plain_written == ZERO:
-        write_leaf(written.row, ZERO, TABLE_PAGES, page, walk, owners, leaf, hmm_pfns)
+        write_leaf(written.row, ZERO, TABLE_PAGES, page, walk, arrays)
     return plain_seen, ONE
 
 
-@shared("uint64(Extent, uint64, uint64, Walk, Array1)")
-def need_of_pages(
-    extent: Extent, va: np.uint64, end: np.uint64, walk: Walk, hmm_pfns: npt.NDArray[np.uint64]
-) -> np.uint64:
+@shared("uint64(Extent, uint64, uint64, Walk, Arrays)")
+def need_of_pages(extent: Extent, va: np.uint64, end: np.uint64, walk: Walk, arrays: Arrays) -> np.uint64:
     """Return the HMM_NEED_* bits of the pages ``[va, end)`` of an extent that is no leaf table."""
     if extent.kind == KIND_FILL_FIRST and va != extent.start:
         return ZERO  # who looks at the first page decides
     if not asks_by_page(walk):
         return hmm_pte_need_fault(ZERO, extent.cpu_flags, walk.default_flags, walk.pfn_flags_mask)
     if extent.kind == KIND_FILL_FIRST:
-        request = hmm_pfns[(va - walk.start) >> PAGE_SHIFT]
+        request = arrays.hmm_pfns[(va - walk.start) >> PAGE_SHIFT]
         return hmm_pte_need_fault(request, extent.cpu_flags, walk.default_flags, walk.pfn_flags_mask)
     need = ZERO
     page = (va - walk.start) >> PAGE_SHIFT
     for i in range((end - va) >> PAGE_SHIFT):
         need = need | hmm_pte_need_fault(
-            hmm_pfns[page + i], extent.cpu_flags, walk.default_flags, walk.pfn_flags_mask
+            arrays.hmm_pfns[page + i], extent.cpu_flags, walk.default_flags, walk.pfn_flags_mask
         )
     return need
 
 
-@shared("UniTuple5(uint64, Walk, Array2, Array2, Array2, ChildArray, Array2, Array1)")
+@shared("UniTuple5(uint64, Walk, Arrays)")
 def describe_stop(
     va: np.uint64,
     walk: Walk,
-    vmas: npt.NDArray[np.uint64],
-    owners: npt.NDArray[np.uint64],
-    upper: npt.NDArray[np.uint64],
-    child: npt.NDArray[np.int32],
-    leaf: npt.NDArray[np.uint64],
-    hmm_pfns: npt.NDArray[np.uint64],
+    arrays: Arrays,
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
     """Return ACTION_*, HMM_NEED_*, end of the extent, place of the VMA and level of a stop at ``va``."""
-    extent = extent_at(va, va, walk, vmas, upper, child)
+    extent = extent_at(va, va, walk, arrays)
     if extent.kind == KIND_FORCED:
         return extent.action, ZERO, extent.end, extent.vma, extent.row
     if extent.kind == KIND_LEAF:
         request = ZERO
         if asks_by_page(walk):
-            request = hmm_pfns[(va - walk.start) >> PAGE_SHIFT]
-        action, need = pte_stop(leaf[extent.row, (va >> PAGE_SHIFT) & INDEX_MASK], request, walk, owners)
+            request = arrays.hmm_pfns[(va - walk.start) >> PAGE_SHIFT]
+        action, need = pte_stop(
+            arrays.leaf[extent.row, (va >> PAGE_SHIFT) & INDEX_MASK], request, walk, arrays.owners
+        )
         return action, need, extent.end, extent.vma, ONE
-    need = need_of_pages(extent, va, extent.end, walk, hmm_pfns)
+    need = need_of_pages(extent, va, extent.end, walk, arrays)
     return extent.action, need, extent.end, extent.vma, ONE

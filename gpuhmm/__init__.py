@@ -8,6 +8,7 @@ from gpuhmm.errors import (
     HmmError,
     HmmFaultError,
     HmmInvalidError,
+    HmmMemoryError,
     HmmPermissionError,
     HmmTimeoutError,
     LivelockError,
@@ -18,11 +19,15 @@ from gpuhmm.hmm.loop import range_fault, range_fault_pieces, range_runs
 from gpuhmm.hmm.mirrored import MirroredRange, MirroredRuns
 from gpuhmm.hmm.ranges import HmmRange, RangeStats
 from gpuhmm.hmm.runs import HmmRuns, expand_runs, runs_of_words
+from gpuhmm.hmm.unlocked import hmm_range_fault_unlocked_timeout
 from gpuhmm.hmm.words import (
+    HMM_PFN_DMA_MAPPED,
     HMM_PFN_ERROR,
     HMM_PFN_FLAGS,
     HMM_PFN_ORDER_MASK,
     HMM_PFN_ORDER_SHIFT,
+    HMM_PFN_P2PDMA,
+    HMM_PFN_P2PDMA_BUS,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
     HMM_PFN_VALID,
@@ -41,10 +46,13 @@ from gpuhmm.version import __version__
 find_moved_modules()
 
 __all__ = [
+    "HMM_PFN_DMA_MAPPED",
     "HMM_PFN_ERROR",
     "HMM_PFN_FLAGS",
     "HMM_PFN_ORDER_MASK",
     "HMM_PFN_ORDER_SHIFT",
+    "HMM_PFN_P2PDMA",
+    "HMM_PFN_P2PDMA_BUS",
     "HMM_PFN_REQ_FAULT",
     "HMM_PFN_REQ_WRITE",
     "HMM_PFN_VALID",
@@ -57,6 +65,7 @@ __all__ = [
     "HmmError",
     "HmmFaultError",
     "HmmInvalidError",
+    "HmmMemoryError",
     "HmmPermissionError",
     "HmmRange",
     "HmmRangeBatch",
@@ -76,6 +85,7 @@ __all__ = [
     "hmm_range_fault",
     "hmm_range_fault_batch",
     "hmm_range_fault_runs",
+    "hmm_range_fault_unlocked_timeout",
     "mappings",
     "range_fault",
     "range_fault_pieces",

@@ -45,7 +45,11 @@ class HmmTimeoutError(HmmError, TimeoutError):
 
 
 class HmmInvalidError(HmmError):
-    """-EINVAL: an empty range."""
+    """-EINVAL: an empty range, or a fault that failed for no known reason (v7.3 and later)."""
+
+
+class HmmMemoryError(HmmError, MemoryError):
+    """-ENOMEM: a fault found no memory (v7.3 and later; -EFAULT before)."""
 
 
 _BY_ERRNO: dict[int, type[HmmError]] = {
@@ -53,6 +57,7 @@ _BY_ERRNO: dict[int, type[HmmError]] = {
     errno.EPERM: HmmPermissionError,
     errno.EBUSY: HmmTimeoutError,
     errno.EINVAL: HmmInvalidError,
+    errno.ENOMEM: HmmMemoryError,
 }
 
 

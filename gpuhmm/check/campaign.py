@@ -30,13 +30,15 @@ class Finding:
 class Campaign:
     """Compares ``backend`` with ``against``; saves what differs under ``save``.
 
-    Cases of more than ``max_pages`` pages are left out and counted in ``left_out``.
+    Cases of more than ``max_pages`` pages are left out and counted in ``left_out``.  Random cases are of
+    ``kernel``, or each of any.
     """
 
     backend: str
     against: str
     save: Path
     max_pages: int = 1 << 30
+    kernel: str | None = None
     checked: int = 0
     left_out: int = 0
     different: int = 0
@@ -60,7 +62,7 @@ class Campaign:
 
     def check_random(self, seed: int) -> None:
         """Compare the back ends with each other in the random case of that seed."""
-        case = random_case(Random(seed), f"random case {seed}", min(self.max_pages, 1 << 19))
+        case = random_case(Random(seed), f"random case {seed}", min(self.max_pages, 1 << 19), self.kernel)
         self.checked += 1
         found = self._compare(case)
         if found:

@@ -52,8 +52,8 @@ class Case:
     ``vmas`` is uint64[n, 4] (start, end, flags, page shift), ``table_pfns`` uint64[t] with the root
     first, ``table_entries`` uint64[e, 3] (place in ``table_pfns``, slot, raw entry), ``device_owners``
     uint64[d, 3] (first PFN, end PFN, owner).  ``invalidate_after`` events (-1: never) the range is
-    invalidated.  ``recorded`` is what is known to be right; without it, ``fault_seed`` tells
-    :class:`gpuhmm.check.fault_script.ImprovisedFaults` how faults go.
+    invalidated.  ``shstk``: the CPU has user shadow stacks.  ``recorded`` is what is known to be right;
+    without it, ``fault_seed`` tells :class:`gpuhmm.check.fault_script.ImprovisedFaults` how faults go.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Case:
     table_pfns: Words
     table_entries: Words
     hmm_pfns_in: Words
+    shstk: bool = False
     fault_seed: int = 0
     recorded: Outcome | None = None
 
@@ -103,6 +104,7 @@ class Case:
             huge_zero_pfn=self.huge_zero_pfn,
             highest_memmap_pfn=self.highest_memmap_pfn,
             device_private=[tuple(row) for row in self.device_owners.tolist()],
+            shstk=self.shstk,
             faults=faults,
         )
 

@@ -13,7 +13,15 @@ from gpuhmm.check.case import (
     Case,
     Outcome,
 )
-from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.hmm.words import (
+    HMM_PFN_DMA_MAPPED,
+    HMM_PFN_ERROR,
+    HMM_PFN_P2PDMA,
+    HMM_PFN_P2PDMA_BUS,
+    HMM_PFN_VALID,
+    HMM_PFN_WRITE,
+    word_layout,
+)
 from gpuhmm.mm import handler as faults
 
 _CALLS = {
@@ -53,7 +61,8 @@ def differences(case: Case, left_name: str, left: Outcome, right_name: str, righ
     if at is not None:
         count = int(np.count_nonzero(left.hmm_pfns != right.hmm_pfns))
         what = f"hmm_pfns[{at}] of va {case.start + (at << 12):#x} ({count} of {case.npages} differ)"
-        found.append(line(what, hmm_pfn_words(left.hmm_pfns[at]), hmm_pfn_words(right.hmm_pfns[at])))
+        of_left, of_right = (hmm_pfn_words(side.hmm_pfns[at], case.kernel) for side in (left, right))
+        found.append(line(what, of_left, of_right))
     found += _table_differences(left_name, left, right_name, right)
     return found
 
@@ -63,17 +72,30 @@ def errno_name(ret: int) -> str:
     return f"-{errno.errorcode.get(-ret, str(-ret))}" if ret < 0 else str(ret)
 
 
-def hmm_pfn_words(word: np.uint64) -> str:
-    """Return an HMM_PFN word as words."""
-    flags = {"ERROR": HMM_PFN_ERROR, "VALID": HMM_PFN_VALID, "WRITE": HMM_PFN_WRITE}
-    names = [name for name, bit in flags.items() if word & bit]
-    order = int(hmm_pfn_to_order(np.array([word]))[0])
-    return " ".join([f"pfn {int(word & ~HMM_PFN_FLAGS):#x}", *names, f"order {order}"])
+def hmm_pfn_words(word: np.uint64, kernel: str) -> str:
+    """Return an HMM_PFN word of ``kernel`` as words."""
+    layout = word_layout(kernel)
+    flags = {
+        "ERROR": HMM_PFN_ERROR,
+        "VALID": HMM_PFN_VALID,
+        "WRITE": HMM_PFN_WRITE,
+        "DMA_MAPPED": HMM_PFN_DMA_MAPPED,
+        "P2PDMA": HMM_PFN_P2PDMA,
+        "P2PDMA_BUS": HMM_PFN_P2PDMA_BUS,
+    }
+    names = [name for name, bit in flags.items() if word & layout.flags & bit]
+    order = int((word & layout.order) >> layout.order_shift)
+    return " ".join([f"pfn {int(word & layout.pfn):#x}", *names, f"order {order}"])
 
 
 def fault_flag_names(flags: int) -> str:
     """Return FAULT_FLAG_* bits by name."""
-    names = {faults.FAULT_FLAG_REMOTE: "REMOTE", faults.FAULT_FLAG_WRITE: "WRITE"}
+    names = {
+        faults.FAULT_FLAG_REMOTE: "REMOTE",
+        faults.FAULT_FLAG_WRITE: "WRITE",
+        faults.FAULT_FLAG_ALLOW_RETRY: "ALLOW_RETRY",
+        faults.FAULT_FLAG_KILLABLE: "KILLABLE",
+    }
     return "|".join(name for bit, name in names.items() if flags & bit) or hex(flags)
 
 

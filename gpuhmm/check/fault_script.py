@@ -19,15 +19,17 @@ from gpuhmm.check.case import (
     no_rows,
 )
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm.entry import DEVMAP, NONE, NX, PFN, PROTNONE, PSE, RW, SPECIAL, TABLE, USER, A, P, encode_swap
+from gpuhmm.mm.entry import NONE, NX, PFN, PROTNONE, PSE, RW, SPECIAL, TABLE, USER, A, P, encode_swap
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
+    VM_FAULT_COMPLETED,
     VM_FAULT_FALLBACK,
     VM_FAULT_HWPOISON,
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_MAJOR,
     VM_FAULT_NOPAGE,
     VM_FAULT_OOM,
+    VM_FAULT_RETRY,
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
     VM_FAULT_WRITE,
@@ -47,6 +49,9 @@ _ERRORS = (
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_FALLBACK,
     VM_FAULT_OOM | VM_FAULT_MAJOR,
+    VM_FAULT_FALLBACK | VM_FAULT_SIGBUS,
+    VM_FAULT_RETRY,  # an error from v7.3 on, as the next
+    VM_FAULT_COMPLETED,
 )
 _SUCCESSES = (0, 0, 0, VM_FAULT_MAJOR, VM_FAULT_WRITE, VM_FAULT_NOPAGE)
 
@@ -192,7 +197,7 @@ class ImprovisedFaults(JournalingFaults):
             if entry & ~NONE:
                 if level > 3 or leaf > 1:
                     return False
-                mm.set_entry(va, level, _entry(mm, level, bits, write) if entry & (PSE | DEVMAP) else 0)
+                mm.set_entry(va, level, _entry(mm, level, bits, write) if entry & mm.kernel.huge_bits else 0)
                 return True
             if level == 2 and bits & 15 == 0:
                 mm.set_entry(va, 2, _entry(mm, 2, bits >> 4, write))
@@ -220,6 +225,8 @@ def _entry(mm: AddressSpace, level: int, bits: int, write: bool) -> int:
         return mm.zero_pfn << 12 | _PRESENT | SPECIAL
     if level < 3 and roll < 23:
         return encode_swap(mm.kernel.swp_migration_read, pfn)
+    if level == 2 and roll < 30:
+        return encode_swap(mm.kernel.swp_device_write, 0x10_0000 + pfn)
     writable = RW if (write and roll < 245) or roll < 120 else 0
     return pfn << 12 | _PRESENT | huge | writable
 

@@ -15,7 +15,13 @@ import numpy as np
 
 from gpuhmm.check.case import Case, no_rows, sparse_entries
 from gpuhmm.check.random_entry import leaf_table, upper_leaf
-from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.hmm.words import (
+    HMM_PFN_DMA_MAPPED,
+    HMM_PFN_P2PDMA,
+    HMM_PFN_P2PDMA_BUS,
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+)
 from gpuhmm.mm import x86
 from gpuhmm.mm.entry import NX, PROTNONE, RW, TABLE, USER, A, D
 from gpuhmm.mm.profile import PROFILES, KernelProfile
@@ -41,6 +47,7 @@ OWNERS = ((0x10_0000, 0x20_0000, 0xABCD), (0x30_0000, 0x30_0800, 0xFEED))
 _FAULT = int(HMM_PFN_REQ_FAULT)
 _WRITE = int(HMM_PFN_REQ_WRITE)
 _ALL = (1 << 64) - 1
+_MAPPED = HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA | HMM_PFN_P2PDMA_BUS
 _RW = VM_READ | VM_WRITE
 
 #: Flags of areas, the usual ones more often.
@@ -68,6 +75,8 @@ _TABLE_FLAGS = (
     TABLE & ~(RW | USER),
     TABLE & ~D,
     TABLE | PROTNONE,
+    TABLE | 1 << 57,
+    TABLE | 1 << 58,
 )
 
 
@@ -95,9 +104,10 @@ class _Draft:
         return self.rng.getrandbits(64)
 
 
-def random_case(rng: Random, name: str, max_pages: int = 1 << 19) -> Case:
-    """Return a case of at most ``max_pages`` pages, most of them small."""
-    kernel = sorted(PROFILES)[rng.randrange(len(PROFILES))]
+def random_case(rng: Random, name: str, max_pages: int = 1 << 19, kernel: str | None = None) -> Case:
+    """Return a case of at most ``max_pages`` pages, most of them small; of any kernel if none is named."""
+    drawn = sorted(PROFILES)[rng.randrange(len(PROFILES))]
+    kernel = drawn if kernel is None else kernel
     levels = 4 + rng.randrange(2)
     start, end = _range(rng, levels, max_pages)
     draft = _Draft(rng, PROFILES[kernel], levels, start, end)
@@ -123,6 +133,7 @@ def random_case(rng: Random, name: str, max_pages: int = 1 << 19) -> Case:
         table_pfns=np.array(draft.table_pfns, dtype=np.uint64),
         table_entries=table_entries,
         hmm_pfns_in=hmm_pfns_in,
+        shstk=draft.chance(30),
         fault_seed=rng.getrandbits(32),
     )
 
@@ -218,13 +229,16 @@ def _request(draft: _Draft) -> tuple[int, int, Words]:
     numbers = np.random.default_rng(draft.bits())
     garbage = numbers.integers(0, 1 << 64, npages, dtype=np.uint64)
     kind = draft.rng.randrange(5)
-    if kind == 0:
-        return default_flags, mask, np.zeros(npages, dtype=np.uint64)
     if kind == 1:
         return default_flags, mask, garbage
+    # Here and there a page that was mapped for DMA: words keep these bits from v6.16 on.
+    mapped = (garbage & _MAPPED) * (numbers.integers(0, draft.choose((2, 300)), npages) == 0)
+    kept = mapped.astype(np.uint64) if draft.chance(40) else np.zeros(npages, dtype=np.uint64)
+    if kind == 0:
+        return default_flags, mask, kept
     flags = np.array((_FAULT, _FAULT | _WRITE, _WRITE), dtype=np.uint64)[garbage % np.uint64(3)]
     if kind == 2:
-        return default_flags, mask, flags
+        return default_flags, mask, flags | kept
     spacing = np.uint64(draft.choose((2, 16, 300, max(npages, 1))))
     chosen = (garbage >> np.uint64(8)) % spacing == 0
-    return default_flags, mask, np.where(chosen, flags, np.uint64(0))
+    return default_flags, mask, np.where(chosen, flags, np.uint64(0)) | kept

@@ -7,12 +7,13 @@ from random import Random
 import numpy as np
 
 from gpuhmm.mm import x86
-from gpuhmm.mm.entry import DEVMAP, NX, PFN, PROTNONE, PSE, RW, SPECIAL, USER, A, D, P, encode_swap
+from gpuhmm.mm.entry import NX, PFN, PROTNONE, PSE, RW, SPECIAL, USER, A, D, P, encode_swap
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 
 _PRESENT = P | USER | A | NX
-_ALL = (1 << 64) - 1
+#: SOFTW4 and SOFTW5: DEVMAP is either of them, or none, by kernel.
+_SOFTWARE_BITS = (1 << 57, 1 << 58, 1 << 57 | 1 << 58)
 
 #: PFNs at the limits of what they are compared with.
 _PFNS = (0, 1, 0x3F_FFFF, 0x40_0000, 0x1_0000_0000, 0x1_0000_0001, x86.MAX_PFN - 1)
@@ -47,7 +48,7 @@ def _pte(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) -> int
     pfn = _PFNS[rng.randrange(len(_PFNS))] if rng.randrange(4) == 0 else rng.randrange(1 << 22)
     frame = pfn << 12
     writable = RW if rng.randrange(2) else 0
-    kind = rng.randrange(12)
+    kind = rng.randrange(13)
     if kind == 0:
         return (0, 0, A, D, A | D)[rng.randrange(5)]
     if kind == 1:
@@ -55,22 +56,28 @@ def _pte(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) -> int
     if kind == 2:
         return frame | _PRESENT | writable | SPECIAL
     if kind == 3:
-        return frame | _PRESENT | writable | DEVMAP | (SPECIAL if rng.randrange(2) else 0)
+        return frame | _PRESENT | writable | _software_bits(rng) | (SPECIAL if rng.randrange(2) else 0)
     if kind == 4:
         return zero_pfn << 12 | _PRESENT | SPECIAL | (writable if rng.randrange(4) == 0 else 0)
     if kind == 5:
         return ((~frame) & PFN) | PROTNONE | writable | (SPECIAL if rng.randrange(4) == 0 else 0)
     if kind == 6:
         return rng.getrandbits(64)
+    if kind == 7:  # of a shadow stack, or read-only after it was written
+        return frame | _PRESENT | D | (1 << 58 if rng.randrange(2) else 0)
     return swap_entry(rng, profile, levels)
 
 
 def swap_entry(rng: Random, profile: KernelProfile, levels: int) -> int:
     """Return a non-present entry of any type, with a device's PFN where the type has one."""
     swp_type = rng.randrange(32) if rng.randrange(2) else _special_type(rng, profile)
-    pfn = (0x10_0000, 0x1F_FFFF, 0x20_0000, 0x30_0001, 0x30_0800, 0x77)[rng.randrange(6)]
-    above = rng.getrandbits(3) << profile.swp_pfn_bits[levels - 4]
-    return encode_swap(swp_type, (pfn | above) & ((1 << 50) - 1)) | rng.getrandbits(4) << 1 & 0x1E
+    offset = (0x10_0000, 0x1F_FFFF, 0x20_0000, 0x30_0001, 0x30_0800, 0x77)[rng.randrange(6)]
+    offset |= rng.getrandbits(3) << profile.swp_pfn_bits[levels - 4]
+    if swp_type == profile.swp_pte_marker and rng.randrange(8):
+        offset = rng.randrange(profile.pte_marker_mask + 2)  # all kinds, none, and a bit that means nothing
+    if swp_type == 0 and rng.randrange(2):
+        offset = 0
+    return encode_swap(swp_type, offset & ((1 << 50) - 1)) | rng.getrandbits(4) << 1 & 0x1E
 
 
 def _special_type(rng: Random, profile: KernelProfile) -> int:
@@ -79,6 +86,7 @@ def _special_type(rng: Random, profile: KernelProfile) -> int:
         for name, value in vars(profile).items()
         if name.startswith("swp_") and isinstance(value, int) and value < 32
     ]
+    types.append(0)
     return types[rng.randrange(len(types))]
 
 
@@ -88,19 +96,30 @@ def upper_leaf(rng: Random, profile: KernelProfile, levels: int, level: int) -> 
     pfn = (rng.randrange(1 << 22) << size) & (x86.MAX_PFN - 1)
     frame = pfn << 12
     writable = RW if rng.randrange(2) else 0
-    kind = rng.randrange(12)
+    kind = rng.randrange(14)
     if kind <= 4:
         return frame | _PRESENT | PSE | writable
     if kind == 5:
-        return frame | _PRESENT | PSE | DEVMAP | writable
+        return frame | _PRESENT | PSE | _software_bits(rng) | writable
     if kind == 6:
         return frame | _PRESENT & ~1 | PSE | writable  # P cleared while it is split
     if kind == 7:
         return ((~frame) & PFN) | PROTNONE | PSE | writable
     if kind == 8 and level == 3:
-        return frame | _PRESENT & ~1 | PSE | DEVMAP | writable
+        huge = profile.page_devmap
+        if rng.randrange(2) or not huge:
+            huge = PSE | _software_bits(rng)
+        return frame | _PRESENT & ~1 | huge | writable
     if kind == 9:
         return frame | _PRESENT | PSE | writable | 1 << 12  # PAT_LARGE
+    if kind == 10:
+        return frame | _PRESENT | PSE | D | (1 << 58 if rng.randrange(2) else 0)
+    if kind == 11:
+        return frame | _PRESENT | D | profile.page_devmap if profile.page_devmap else 0
     if level == 3:
         return 0
-    return swap_entry(rng, profile, levels) & _ALL
+    return swap_entry(rng, profile, levels)
+
+
+def _software_bits(rng: Random) -> int:
+    return _SOFTWARE_BITS[rng.randrange(len(_SOFTWARE_BITS))]

@@ -86,6 +86,7 @@ class VectorFile:
             table_pfns=ragged["table_pfns"],
             table_entries=ragged["table_entries"],
             hmm_pfns_in=ragged["hmm_pfns_in"],
+            shstk=bool(arrays.get("shstk", 0)),  # only where some cases have it
             fault_seed=index,
             recorded=recorded,
         )
@@ -122,7 +123,7 @@ def read_archive(path: Path) -> dict[str, npt.NDArray[Any]]:
 def save(path: Path, cases: Sequence[Case]) -> None:
     """Write recorded cases of one kernel into one file, next to the target first, then renamed.
 
-    ValueError for cases without a record and for cases that share no kernel, zero PFN or owners.
+    ValueError for cases without a record and for cases that share no kernel, zero PFN, owners or ``shstk``.
     """
     if not cases:
         raise ValueError("a file of cases must hold at least one")
@@ -130,17 +131,20 @@ def save(path: Path, cases: Sequence[Case]) -> None:
     for case in cases:
         if case.recorded is None:
             raise ValueError(f"{case.name} has no recorded outcome")
-        common = (case.kernel, case.zero_pfn, case.huge_zero_pfn)
-        if common != (first.kernel, first.zero_pfn, first.huge_zero_pfn) or not np.array_equal(
+        common = (case.kernel, case.zero_pfn, case.huge_zero_pfn, case.shstk)
+        if common != (first.kernel, first.zero_pfn, first.huge_zero_pfn, first.shstk) or not np.array_equal(
             case.device_owners, first.device_owners
         ):
-            raise ValueError(f"{case.name} must share kernel, zero PFNs and device owners with {first.name}")
+            raise ValueError(
+                f"{case.name} must share kernel, zero PFNs, device owners and shstk with {first.name}"
+            )
     arrays: dict[str, Any] = {
         "abi": first.kernel,
         "zero_pfn": np.uint64(first.zero_pfn),
         "huge_zero_pfn": np.uint64(first.huge_zero_pfn),
         "highest_memmap_pfn": np.uint64(first.highest_memmap_pfn),
         "device_owners": first.device_owners,
+        "shstk": np.uint64(first.shstk),
         "categories": np.array([case.name for case in cases]),
         "cases": np.array([_scalars(i, case) for i, case in enumerate(cases)], dtype=_SCALARS),
     }

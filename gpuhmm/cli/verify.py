@@ -62,6 +62,9 @@ def verify(
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Random cases for that long.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first random case; each has the next.")] = 0,
+    kernel: Annotated[
+        str | None, typer.Option(help="Random cases of this kernel, as v6.12 [default: each of any].")
+    ] = None,
     max_pages: Annotated[
         int, typer.Option(min=1, help="Leave out cases of more pages (the simulator is slow).")
     ] = 1 << 30,
@@ -106,13 +109,16 @@ def verify(
     from gpuhmm.check.campaign import Campaign, case_files
     from gpuhmm.hmm.backends import resolve_backend
     from gpuhmm.kernels.paths import PATHS
+    from gpuhmm.mm.profile import PROFILES
 
+    if kernel is not None and kernel not in PROFILES:
+        raise typer.BadParameter(f"--kernel must be one of {', '.join(PROFILES)} (got {kernel})")
     PATHS.parallel_from, PATHS.stream = parallel_from, stream
     info, trusted = resolve_backend(backend), resolve_backend(against)
     files, others = case_files(paths or [])
     if cases is None:
         cases = 0 if files or minutes is not None else 1000
-    campaign = Campaign(info.name, trusted.name, save, max_pages)
+    campaign = Campaign(info.name, trusted.name, save, max_pages, kernel)
     started = time.monotonic()
     sets = [
         _checked(campaign, str(file.path), campaign.check_recorded, file, len(file), as_json)

@@ -103,7 +103,7 @@ def walk(
     if out is not None:
         names = [mapping.name for mapping in capture.mappings]
         found = [mapping.runs for mapping in walked.mappings]
-        table = word_table_of_runs(found) if words else run_table(found)
+        table = word_table_of_runs(found, capture.space.kernel) if words else run_table(found)
         write_results(out, table, summary=dataclasses.asdict(summary), names=names)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(summary), indent=1))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gpuhmm.coalesce.areas import DPT_CANCELLED
 from gpuhmm.hmm.batch import hmm_range_fault_batch
 from gpuhmm.hmm.ranges import HmmRange, RangeStats
-from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, HMM_PFN_WRITE, word_layout
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE
 from gpuhmm.mm.notifier import MmuIntervalNotifier
 from gpuhmm.mm.tables import Words
@@ -184,7 +184,8 @@ def map_pages(service: FaultService, request: RangeRequest) -> int:
     writable = (words & HMM_PFN_WRITE) != 0
     if request.read_only:
         writable = np.zeros_like(writable)
-    made = (words & ~HMM_PFN_FLAGS) | DPT_VALID | np.where(writable, DPT_WRITE, np.uint64(0))
+    pfns = words & word_layout(request.notifier.mm.kernel).pfn
+    made = pfns | DPT_VALID | np.where(writable, DPT_WRITE, np.uint64(0))
     mapped = changed = 0
     for low, first, past in service.areas.pieces(request.space, request.start, request.end):
         here = slice((low - request.start) >> 12, ((low - request.start) >> 12) + past - first)

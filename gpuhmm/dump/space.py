@@ -11,7 +11,7 @@ from gpuhmm.dump.areas import areas_of
 from gpuhmm.dump.raw_tables import FAULT_MISSING, RawTables
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.entry import TABLE, encode_swap
-from gpuhmm.mm.profile import KernelProfile, kernel_profile
+from gpuhmm.mm.profile import NO_TYPE, KernelProfile, kernel_profile
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import MAX_PFN, NO_PFN, PTE_PFN_MASK, U64, ZERO_PFN
@@ -109,7 +109,8 @@ class _Unknown:
 
     def __init__(self, taken: Words, profile: KernelProfile) -> None:
         # A poisoned PMD gives ERROR, and no valid page even where a hugetlb area looks at it.
-        self._poison = encode_swap(profile.swp_hwpoison, 0)
+        # Without that type a swapped PMD does it as well.
+        self._poison = encode_swap(0 if profile.swp_hwpoison == NO_TYPE else profile.swp_hwpoison, 0)
         self._free = (pfn for pfn in range(MAX_PFN - 1, 0, -1) if not _holds(taken, pfn))
         self._pfns: dict[int, int] = {}  # level -> PFN of the table whose entries are all unknown
 

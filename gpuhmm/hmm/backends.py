@@ -65,7 +65,9 @@ def hmm_range_fault(range_: HmmRange, backend: str = "auto", stream: Any = None)
     """Walk ``range_`` as Linux's ``hmm_range_fault()`` does: return 0 or a negative errno.
 
     ``range_.hmm_pfns`` is written in place.  -EBUSY: the notifier's sequence is stale.  -EFAULT,
-    -EPERM: a page that was asked for cannot be had.  -EINVAL: the range is empty.  On an error the
+    -EPERM: a page that was asked for cannot be had.  -EINVAL: the range is empty.  From v7.3 on a fault
+    that found no memory is -ENOMEM, one that failed with VM_FAULT_FALLBACK alone -EINVAL, and one that gave
+    the mmap lock up although it was not allowed to -EBUSY.  On an error the
     words at and above the failing page keep their input.  ``backend`` is ``reference``, ``cpu``,
     ``cuda`` or ``auto``.  ``stream``, a numba CUDA stream, is where the ``cuda`` back end does its work;
     it is over on return.  ValueError and TypeError for what the caller did wrong, before anything

@@ -98,7 +98,7 @@ def range_fault(
         return walk_range(range_, info), words
 
     words, tried = _until_valid(notifier, start, end, timeout_ms, ask)
-    return MirroredRange(start, end, words, info.name, tried, stats)
+    return MirroredRange(start, end, words, info.name, tried, stats, mm.kernel)
 
 
 def range_runs(
@@ -132,7 +132,7 @@ def range_runs(
         return walk_runs(wanted, info), wanted.runs
 
     runs, tried = _until_valid(notifier, start, end, timeout_ms, ask)
-    return MirroredRuns(start, end, runs, info.name, tried, stats)
+    return MirroredRuns(start, end, runs, info.name, tried, stats, mm.kernel)
 
 
 def range_fault_pieces(
@@ -188,7 +188,7 @@ def range_fault_pieces(
                 return ret
             if ret:
                 raise HmmError.of(ret, at, past)
-            consume(MirroredRange(at, past, piece, info.name, tried, stats))
+            consume(MirroredRange(at, past, piece, info.name, tried, stats, mm.kernel))
             at = past
             if progress is not None:
                 progress((at - start) >> 12, (end - start) >> 12)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from gpuhmm.hmm.ranges import RangeStats
 from gpuhmm.hmm.runs import Runs, runs_of_words
-from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order, word_layout
+from gpuhmm.mm.profile import KernelProfile
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class MirroredRange:
     backend: str
     tries: int
     stats: RangeStats
+    #: The kernel whose words they are.
+    kernel: KernelProfile
 
     @property
     def pfns(self) -> npt.NDArray[np.uint64]:
         """uint64[npages]: the PFN of each page, 0 where there is none."""
-        return self.hmm_pfns & ~HMM_PFN_FLAGS
+        return self.hmm_pfns & word_layout(self.kernel).pfn
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -50,11 +53,11 @@ class MirroredRange:
     @property
     def orders(self) -> npt.NDArray[np.uint8]:
         """uint8[npages]: log2 of the pages in the CPU mapping behind each page: 0, 9 or 18."""
-        return hmm_pfn_to_order(self.hmm_pfns)
+        return hmm_pfn_to_order(self.hmm_pfns, self.kernel)
 
     def runs(self) -> Runs:
         """Return the maximal contiguous runs of valid pages: ``gpuhmm.hmm.runs.RUN_DTYPE``[n], by address."""
-        runs = runs_of_words(self.start, self.hmm_pfns)
+        runs = runs_of_words(self.start, self.hmm_pfns, self.kernel)
         return runs[(runs["flags"] & HMM_PFN_VALID) != 0]
 
 
@@ -71,3 +74,5 @@ class MirroredRuns:
     backend: str
     tries: int
     stats: RangeStats
+    #: The kernel that walked; ``gpuhmm.expand_runs(runs, kernel)`` gives its words.
+    kernel: KernelProfile

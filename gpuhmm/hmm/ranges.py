@@ -6,11 +6,12 @@ Source: include/linux/hmm.h:struct hmm_range (v5.18).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuhmm.errors import ArrayTypeError
+from gpuhmm.mm.handler import FAULT_FLAG_REMOTE
 from gpuhmm.mm.notifier import MmuIntervalNotifier
 
 
@@ -35,6 +36,8 @@ class RangeStats:
     migration_waits: int = 0
     #: Huge PUDs that the walk itself split.
     splits: int = 0
+    #: Faults that gave the mmap lock up and so ended the call (v7.3 and later).
+    locks_dropped: int = 0
     #: Where every walk began and how it ended, if somebody wants to know: a list that it is added to.
     trace: list[Any] | None = None
 
@@ -65,6 +68,9 @@ class HmmRange:
     pfn_flags_mask: int = 0
     dev_private_owner: int = 0
     stats: RangeStats = field(default_factory=RangeStats)
+
+    #: The flags of every fault, beside FAULT_FLAG_WRITE where it is needed.
+    fault_flags: ClassVar[int] = FAULT_FLAG_REMOTE
 
     def __post_init__(self) -> None:
         self.check()

@@ -7,25 +7,26 @@ least a PFN, PFNs count up; holes and errors are the same word throughout.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.hmm.ranges import RangeStats, check_fields
 from gpuhmm.hmm.walk.runs import counts_up
-from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_ORDER_SHIFT, hmm_pfn_to_order
+from gpuhmm.hmm.words import hmm_pfn_to_order, word_layout
+from gpuhmm.mm.handler import FAULT_FLAG_REMOTE
 from gpuhmm.mm.notifier import MmuIntervalNotifier
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 
-#: One run: address, PFN of its first page (0 in a hole), pages of 4 KiB, VALID, WRITE and ERROR bits, order.
+#: One run: address, PFN of its first page (0 in a hole), pages of 4 KiB, VALID, WRITE and ERROR bits and
+#: what the words hold beside them (DMA_MAPPED, P2PDMA, P2PDMA_BUS), order.
 RUN_DTYPE = np.dtype(
     [("va", np.uint64), ("pfn", np.uint64), ("npages", np.uint64), ("flags", np.uint64), ("order", np.uint8)]
 )
 
 Runs = npt.NDArray[np.void]
-
-_ORDER_FIELD = np.uint64(0x1F << 56)
 
 
 @dataclass
@@ -47,7 +48,8 @@ class HmmRuns:
     runs: Runs = field(default_factory=lambda: np.empty(0, dtype=RUN_DTYPE))
 
     #: Without input words there is nothing that a mask could let through.
-    pfn_flags_mask = 0
+    pfn_flags_mask: ClassVar[int] = 0
+    fault_flags: ClassVar[int] = FAULT_FLAG_REMOTE
 
     def __post_init__(self) -> None:
         self.check()
@@ -62,17 +64,20 @@ class HmmRuns:
         check_fields(self)
 
 
-def runs_of_words(start: int, hmm_pfns: Words) -> Runs:
-    """Return the runs of the words of a range that begins at ``start`` bytes: ``RUN_DTYPE``[n]."""
+def runs_of_words(start: int, hmm_pfns: Words, kernel: str | KernelProfile = "v5.18") -> Runs:
+    """Return the runs of the words of a range that begins at ``start`` bytes: ``RUN_DTYPE``[n].
+
+    ``kernel`` gave the words.  ValueError for words of another layout, as far as their orders tell.
+    """
     if not len(hmm_pfns):
         return np.empty(0, dtype=RUN_DTYPE)
     heads = np.concatenate(([0], np.flatnonzero(~_continues(hmm_pfns[:-1], hmm_pfns[1:])) + 1))
     npages = np.diff(np.concatenate((heads, [len(hmm_pfns)]))).astype(np.uint64)
     vas = np.uint64(start) + heads.astype(np.uint64) * np.uint64(4096)
-    return _runs(vas, hmm_pfns[heads], npages)
+    return _runs(vas, hmm_pfns[heads], npages, kernel)
 
 
-def joined(pieces: list[Words], past: int) -> Runs:
+def joined(pieces: list[Words], past: int, kernel: KernelProfile) -> Runs:
     """Return the maximal runs of pieces that leave no gap below ``past`` bytes.
 
     Each piece is uint64[2, n]: address and first word of runs by address.
@@ -83,7 +88,7 @@ def joined(pieces: list[Words], past: int) -> Runs:
     npages = np.diff(vas, append=np.uint64(past)) >> np.uint64(12)
     last = words + np.where(_counts_up(words), npages - np.uint64(1), np.uint64(0))
     heads = np.concatenate(([0], np.flatnonzero(~_continues(last[:-1], words[1:])) + 1))
-    return _runs(vas[heads], words[heads], np.add.reduceat(npages, heads))
+    return _runs(vas[heads], words[heads], np.add.reduceat(npages, heads), kernel)
 
 
 def clip_runs(runs: Runs, start: int, end: int) -> Runs:
@@ -103,9 +108,9 @@ def clip_runs(runs: Runs, start: int, end: int) -> Runs:
     return inside
 
 
-def expand_runs(runs: Runs) -> Words:
-    """Return the words that the runs stand for: uint64, one a page, by address."""
-    words = runs["pfn"] | runs["flags"] | runs["order"].astype(np.uint64) << HMM_PFN_ORDER_SHIFT
+def expand_runs(runs: Runs, kernel: str | KernelProfile = "v5.18") -> Words:
+    """Return the words of ``kernel`` that the runs stand for: uint64, one a page, by address."""
+    words = runs["pfn"] | runs["flags"] | runs["order"].astype(np.uint64) << word_layout(kernel).order_shift
     npages = runs["npages"].astype(np.int64)
     inside = np.arange(int(npages.sum())) - np.repeat(np.cumsum(npages) - npages, npages)
     step = np.repeat(_counts_up(words), npages)
@@ -122,11 +127,12 @@ def _continues(words: Words, after: Words) -> npt.NDArray[np.bool_]:
     return after == words + _counts_up(words)
 
 
-def _runs(vas: Words, words: Words, npages: Words) -> Runs:
+def _runs(vas: Words, words: Words, npages: Words, kernel: str | KernelProfile) -> Runs:
+    layout = word_layout(kernel)
     runs = np.empty(len(vas), dtype=RUN_DTYPE)
     runs["va"] = vas
-    runs["pfn"] = words & ~HMM_PFN_FLAGS
+    runs["pfn"] = words & layout.pfn
     runs["npages"] = npages
-    runs["flags"] = words & HMM_PFN_FLAGS & ~_ORDER_FIELD
-    runs["order"] = hmm_pfn_to_order(words)
+    runs["flags"] = words & layout.flags
+    runs["order"] = hmm_pfn_to_order(words, kernel)
     return runs

@@ -3,13 +3,15 @@
 A resolver writes the words below the first page that stops the walk; the host then does there what
 the kernel does, and goes on.  Pages at and above a stop keep their input words.
 
-Source: mm/hmm.c:hmm_range_fault, hmm_vma_fault (v5.18).
+From v7.3 on the kernel does it this way as well: it faults when the walk has returned.
+
+Source: mm/hmm.c:hmm_range_fault, hmm_vma_fault (v5.18), hmm_do_fault (v7.3).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from errno import EBUSY, EFAULT, EINVAL, EPERM
+from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from typing import NamedTuple, Protocol
 
 from gpuhmm.hmm.livelock import LivelockGuard
@@ -24,11 +26,26 @@ from gpuhmm.hmm.walk.pte import (
     ACTION_WAIT_PTE,
 )
 from gpuhmm.hmm.words import HMM_NEED_WRITE_FAULT
-from gpuhmm.mm.handler import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, BurstHandler, FaultHandler
+from gpuhmm.mm.handler import (
+    FAULT_FLAG_WRITE,
+    VM_FAULT_COMPLETED,
+    VM_FAULT_ERROR,
+    VM_FAULT_FALLBACK,
+    VM_FAULT_OOM,
+    VM_FAULT_RETRY,
+    BurstHandler,
+    FaultHandler,
+)
 from gpuhmm.mm.vma import VM_WRITE
 
 #: Pages that are resolved at once after a stop; doubled with every wave in which nothing stops.
 FIRST_WAVE_AFTER_STOP = 1024
+
+#: The handler gave the mmap lock up: what was walked is void.
+_DROPPED = VM_FAULT_RETRY | VM_FAULT_COMPLETED
+
+#: What a fault that gave the mmap lock up returns: the call is over with -EBUSY.
+_UNLOCKED = 1
 
 _FAULT = int(ACTION_FAULT)
 _WAIT_PTE = int(ACTION_WAIT_PTE)
@@ -108,9 +125,10 @@ class _Settlement:
             if self.range.start >= self.range.end:
                 return -EINVAL
             step = self.range.stats.begin_walk(self.last, self.range.end)
-            ret = step.ret = self.walk()
+            ret = self.walk()
+            step.ret = -EBUSY if ret == _UNLOCKED else ret
             if ret != -EBUSY:
-                return ret
+                return step.ret
             guard.restarting_at(self.last)
 
     def walk(self) -> int:
@@ -156,7 +174,7 @@ class _Settlement:
 
     def hmm_vma_fault(self, stop: Stop) -> int:
         vma = self.mm.vmas[stop.vma]
-        flags = FAULT_FLAG_REMOTE
+        flags = self.range.fault_flags
         if stop.need & int(HMM_NEED_WRITE_FAULT):
             if not vma.flags & VM_WRITE:
                 return -EPERM
@@ -167,14 +185,28 @@ class _Settlement:
                 return -EBUSY  # another thread changed the area in the meantime: walk again
             handler = self.handler
             if isinstance(handler, BurstHandler):
-                calls, ret = handler.handle_mm_fault_range(mm, vma, stop.va, stop.end, flags)
+                calls, result = handler.handle_mm_fault_range(mm, vma, stop.va, stop.end, flags)
                 stats.faults += calls
-                return -EFAULT if ret & VM_FAULT_ERROR else -EBUSY
+                return self.after_fault(result) or -EBUSY
             for va in range(stop.va, stop.end, 4096):
                 stats.faults += 1
-                if handler.handle_mm_fault(mm, vma, va, flags) & VM_FAULT_ERROR:
-                    return -EFAULT
+                ret = self.after_fault(handler.handle_mm_fault(mm, vma, va, flags))
+                if ret:
+                    return ret
         return -EBUSY
+
+    def after_fault(self, result: int) -> int:
+        """Return what ends a burst after a fault that gave the VM_FAULT_* bits ``result``; 0 if nothing."""
+        by_kind = self.mm.kernel.faults_after_walk
+        if by_kind and result & _DROPPED:
+            self.range.stats.locks_dropped += 1
+            return _UNLOCKED
+        if not result & VM_FAULT_ERROR:
+            return 0
+        if by_kind and result & VM_FAULT_OOM:
+            return -ENOMEM
+        # vm_fault_to_errno knows all but FALLBACK.
+        return -EINVAL if by_kind and result & VM_FAULT_ERROR == VM_FAULT_FALLBACK else -EFAULT
 
     @property
     def handler(self) -> FaultHandler:

@@ -166,7 +166,7 @@ class CpuRunsResolver:
 
     def finish(self, past: int) -> None:
         """Leave the runs below ``past`` with the request."""
-        self.request.runs = joined(self.pieces, past)
+        self.request.runs = joined(self.pieces, past, self.mm.kernel)
 
     def runs_of(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return address and first word of the runs of the listed extents, and their pages below stops.

@@ -2,7 +2,7 @@
 
 Read it next to mm/pagewalk.c: the functions have the kernel's names and its order of tests.
 
-Source: mm/pagewalk.c (v5.18; v6.1 where the profile says so).
+Source: mm/pagewalk.c (v5.18; later ones where the profile says so).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class PageWalk(ABC):
 
     def __init__(self, mm: AddressSpace) -> None:
         self.mm = mm
+        self.devmap = U64(mm.kernel.page_devmap)
         self.vma: Vma | None = None
         #: Huge PUDs that the walk split; a subclass may set it back.
         self.splits = 0
@@ -133,7 +134,7 @@ class PageWalk(ABC):
             descend, ret = self.pud_entry(entry, addr, end)
             if ret or not descend:
                 return ret
-            if x86.entry_trans_huge(entry) or x86.entry_devmap(entry):
+            if x86.entry_trans_huge(entry, self.devmap) or x86.entry_devmap(entry, self.devmap):
                 # __split_huge_pud: without a file page behind it nothing is left
                 self.clear(addr, 3)
                 self.splits += 1

@@ -4,12 +4,12 @@ Read it beside mm/hmm.c, and :mod:`gpuhmm.kernels.pagewalk` beside mm/pagewalk.c
 the kernel's names and its order of tests.  It is the judge of the other back ends and shares with them
 only the predicates of entries (:mod:`gpuhmm.mm.x86`) and the need-fault rule (:mod:`gpuhmm.hmm.words`).
 
-Source: mm/hmm.c (v5.18).
+Source: mm/hmm.c (v5.18; later ones where the profile says so).
 """
 
 from __future__ import annotations
 
-from errno import EBUSY, EFAULT, EPERM
+from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from gpuhmm.hmm.words import (
     HMM_NEED_ALL_BITS,
     HMM_NEED_WRITE_FAULT,
     HMM_PFN_ERROR,
-    HMM_PFN_ORDER_SHIFT,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_VALID,
     HMM_PFN_WRITE,
@@ -30,14 +29,28 @@ from gpuhmm.hmm.words import (
 )
 from gpuhmm.kernels.pagewalk import PageWalk, WalkDisturbedError
 from gpuhmm.mm import x86
-from gpuhmm.mm.handler import FAULT_FLAG_REMOTE, FAULT_FLAG_WRITE, VM_FAULT_ERROR, FaultHandler
+from gpuhmm.mm.handler import (
+    FAULT_FLAG_WRITE,
+    VM_FAULT_COMPLETED,
+    VM_FAULT_ERROR,
+    VM_FAULT_HWPOISON,
+    VM_FAULT_HWPOISON_LARGE,
+    VM_FAULT_OOM,
+    VM_FAULT_RETRY,
+    VM_FAULT_SIGBUS,
+    VM_FAULT_SIGSEGV,
+    FaultHandler,
+)
 from gpuhmm.mm.vma import VM_IO, VM_PFNMAP, VM_READ, VM_WRITE
 from gpuhmm.mm.x86 import U64
 
 _VALID = int(HMM_PFN_VALID)
 _WRITE = int(HMM_PFN_WRITE)
 _ERROR = int(HMM_PFN_ERROR)
-_ORDER_SHIFT = int(HMM_PFN_ORDER_SHIFT)
+
+#: What ends a walk so that a fault is made after it, and what a fault returns that gave the lock up (v7.3).
+HMM_FAULT_PENDING = 1
+HMM_FAULT_UNLOCKED = 2
 
 
 def resolver(range_: HmmRange) -> HmmWalk:
@@ -63,6 +76,10 @@ class HmmWalk(PageWalk, SequentialWalk):
         self.default_flags = U64(range_.default_flags)
         self.pfn_flags_mask = U64(range_.pfn_flags_mask)
         self.pfn_bits = self.profile.swp_pfn_bits[self.mm.levels - 4]
+        self.shadow_stack = U64(self.profile.shadow_stack_bit(self.mm.shstk))
+        self.sticky = U64(self.profile.hmm_pfn_sticky)
+        #: What the walk left to be faulted: its end and HMM_NEED_* bits; from ``last`` on (v7.3).
+        self.pending = (0, 0)
 
     @property
     def handler(self) -> FaultHandler:
@@ -83,13 +100,15 @@ class HmmWalk(PageWalk, SequentialWalk):
             step = self.range.stats.begin_walk(self.last, self.range.end)
             try:
                 ret = self.walk_page_range(self.last, self.range.end)
+                if ret == HMM_FAULT_PENDING:
+                    ret = self.hmm_do_fault()
             except WalkDisturbedError:
                 ret = -EBUSY
-            step.ret = ret
+            step.ret = -EBUSY if ret == HMM_FAULT_UNLOCKED else ret
             self.range.stats.splits += self.splits
             self.splits = 0
             if ret != -EBUSY:
-                return ret
+                return step.ret
             guard.restarting_at(self.last)
 
     # -- mm/hmm.c: the callbacks --------------------------------------------------------------
@@ -117,13 +136,17 @@ class HmmWalk(PageWalk, SequentialWalk):
 
     def hmm_vma_walk_pud(self, entry: np.uint64, addr: int, end: int) -> tuple[bool, int]:
         """Return whether the walk goes on below this PUD, and the return code."""
-        if not (x86.entry_trans_huge(entry) or x86.entry_devmap(entry)):
+        devmap = x86.entry_devmap(entry, self.devmap)
+        if not (x86.entry_trans_huge(entry, self.devmap) or devmap):  # pud_trans_huge_lock
             return True, 0
-        if not (x86.pud_huge(entry) and x86.entry_devmap(entry)):
+        if self.profile.absent_pud_is_hole and not x86.entry_present(entry):
+            return False, self.hmm_vma_walk_hole(addr, end)
+        if self.profile.page_devmap and not (x86.pud_huge(entry) and devmap):
             return True, 0
         if not x86.entry_present(entry):
             return False, self.hmm_vma_walk_hole(addr, end)
-        cpu_flags = _write_flags(entry) | 18 << _ORDER_SHIFT
+        write = _WRITE if x86.pud_write(entry) else 0
+        cpu_flags = _VALID | write | self.order_flags(18)
         required_fault = self.hmm_range_need_fault(addr, end, cpu_flags)
         if required_fault:
             return False, self.hmm_vma_fault(addr, end, required_fault)
@@ -142,8 +165,10 @@ class HmmWalk(PageWalk, SequentialWalk):
             self.hmm_pfns_fill(start, end, 0)
             return 0
         if not x86.pmd_present(entry):
+            if self.profile.device_private_pmd:
+                return self.hmm_vma_handle_absent_pmd(entry, start, end)
             return self.error_or_efault(start, end)
-        if x86.entry_devmap(entry) or x86.entry_trans_huge(entry):
+        if x86.entry_devmap(entry, self.devmap) or x86.entry_trans_huge(entry, self.devmap):
             return self.hmm_vma_handle_pmd(entry, start, end)
         if x86.pmd_bad(entry, U64(self.profile.pmd_bad_ignores)):
             return self.error_or_efault(start, end)
@@ -154,6 +179,19 @@ class HmmWalk(PageWalk, SequentialWalk):
                 return ret
         return 0
 
+    def hmm_vma_handle_absent_pmd(self, entry: np.uint64, start: int, end: int) -> int:
+        if self.is_device_private(int(x86.swp_type(entry))):
+            pfn = self.device_private_pfn(entry)
+            if self.owner(pfn) == self.range.dev_private_owner:
+                write = _WRITE if x86.swp_type(entry) == self.profile.swp_device_write else 0
+                # The kernel begins with the entry's own PFN, wherever the extent begins.
+                self.hmm_pfns_fill(start, end, pfn, _VALID | write | self.order_flags(9))
+                return 0
+            required_fault = self.hmm_range_need_fault(start, end, 0)
+            if required_fault:
+                return self.hmm_vma_fault(start, end, required_fault)
+        return self.error_or_efault(start, end)
+
     def error_or_efault(self, start: int, end: int) -> int:
         if self.hmm_range_need_fault(start, end, 0):
             return -EFAULT
@@ -161,7 +199,10 @@ class HmmWalk(PageWalk, SequentialWalk):
         return 0
 
     def hmm_vma_handle_pmd(self, entry: np.uint64, addr: int, end: int) -> int:
-        cpu_flags = 0 if x86.entry_protnone(entry) else _write_flags(entry) | 9 << _ORDER_SHIFT
+        cpu_flags = 0
+        if not x86.entry_protnone(entry):
+            write = _WRITE if x86.pmd_write(entry, self.shadow_stack) else 0
+            cpu_flags = _VALID | write | self.order_flags(9)
         required_fault = self.hmm_range_need_fault(addr, end, cpu_flags)
         if required_fault:
             return self.hmm_vma_fault(addr, end, required_fault)
@@ -175,45 +216,46 @@ class HmmWalk(PageWalk, SequentialWalk):
             required_fault = self.need_fault(i, 0)
             if required_fault:
                 return self.hmm_vma_fault(addr, end, required_fault)
-            self.hmm_pfns[i] = 0
+            self.store(i, 0)
             return 0
 
         if not x86.pte_present(pte):
             return self.hmm_vma_handle_swap_pte(pte, addr, end)
 
-        cpu_flags = _pte_to_hmm_pfn_flags(pte)
+        cpu_flags = self.pte_to_hmm_pfn_flags(pte)
         required_fault = self.need_fault(i, cpu_flags)
         if required_fault:
             return self.hmm_vma_fault(addr, end, required_fault)
         if (
             not self.vm_normal_page(pte)
-            and not x86.entry_devmap(pte)
+            and not x86.entry_devmap(pte, self.devmap)
             and x86.pte_pfn(pte) != self.mm.zero_pfn
         ):
             if self.need_fault(i, 0):
                 return -EFAULT
-            self.hmm_pfns[i] = _ERROR
+            self.store(i, _ERROR)
             return 0
-        self.hmm_pfns[i] = int(x86.pte_pfn(pte)) | cpu_flags
+        self.store(i, int(x86.pte_pfn(pte)) | cpu_flags)
         return 0
 
     def hmm_vma_handle_swap_pte(self, pte: np.uint64, addr: int, end: int) -> int:
         i = (addr - self.range.start) >> 12
         profile = self.profile
         swp_type = int(x86.swp_type(pte))
-        is_device_private = swp_type in (profile.swp_device_write, profile.swp_device_read)
+        is_device_private = self.is_device_private(swp_type)
         if is_device_private:
-            pfn = int(x86.swp_offset(pte)) & ((1 << self.pfn_bits) - 1)
+            pfn = self.device_private_pfn(pte)
             if self.owner(pfn) == self.range.dev_private_owner:
                 write = _WRITE if swp_type == profile.swp_device_write else 0
-                self.hmm_pfns[i] = pfn | _VALID | write
+                self.store(i, pfn | _VALID | write)
                 return 0
 
         required_fault = self.need_fault(i, 0)
         if not required_fault:
-            self.hmm_pfns[i] = 0
+            self.store(i, 0)
             return 0
-        if swp_type < profile.max_swapfiles:
+        is_typeless = profile.typeless_swap_entry and swp_type == 0 and x86.swp_offset(pte) == 0
+        if swp_type < profile.max_swapfiles and not is_typeless:
             return self.hmm_vma_fault(addr, end, required_fault)
         if is_device_private and profile.foreign_device_private_faults:
             return self.hmm_vma_fault(addr, end, required_fault)
@@ -231,7 +273,7 @@ class HmmWalk(PageWalk, SequentialWalk):
         assert self.vma is not None
         order = self.vma.page_shift - 12
         i = (start - self.range.start) >> 12
-        cpu_flags = _pte_to_hmm_pfn_flags(entry) | order << _ORDER_SHIFT
+        cpu_flags = self.pte_to_hmm_pfn_flags(entry) | self.order_flags(order)
         required_fault = self.need_fault(i, cpu_flags)
         if required_fault:
             return self.hmm_vma_fault(start, end, required_fault)
@@ -240,20 +282,37 @@ class HmmWalk(PageWalk, SequentialWalk):
         return 0
 
     def hmm_vma_fault(self, addr: int, end: int, required_fault: int) -> int:
-        assert self.vma is not None
         self.last = addr
-        fault_flags = FAULT_FLAG_REMOTE
+        self.pending = end, required_fault
+        # From v7.3 on the loop faults, once the walk has returned; nothing happens in between.
+        return HMM_FAULT_PENDING if self.profile.faults_after_walk else self.hmm_do_fault()
+
+    def hmm_do_fault(self) -> int:
+        addr = self.last
+        end, required_fault = self.pending
+        vma = self.mm.vmas.lookup(addr)
+        if vma is None:
+            return -EFAULT
+        fault_flags = self.range.fault_flags
         if required_fault & int(HMM_NEED_WRITE_FAULT):
-            if not self.vma.flags & VM_WRITE:
+            if not vma.flags & VM_WRITE:
                 return -EPERM
             fault_flags |= FAULT_FLAG_WRITE
         with self.mm.mmap_lock.write() as undisturbed:
-            if not undisturbed and self.mm.vmas.lookup(addr) is not self.vma:
+            if not undisturbed and self.mm.vmas.lookup(addr) is not vma:
                 return -EBUSY  # another thread changed the area in the meantime: walk again
             for va in range(addr, end, 4096):
                 self.range.stats.faults += 1
-                if self.handler.handle_mm_fault(self.mm, self.vma, va, fault_flags) & VM_FAULT_ERROR:
-                    return -EFAULT
+                result = self.handler.handle_mm_fault(self.mm, vma, va, fault_flags)
+                if not self.profile.faults_after_walk:
+                    if result & VM_FAULT_ERROR:
+                        return -EFAULT
+                    continue
+                if result & (VM_FAULT_RETRY | VM_FAULT_COMPLETED):
+                    self.range.stats.locks_dropped += 1
+                    return HMM_FAULT_UNLOCKED
+                if result & VM_FAULT_ERROR:
+                    return vm_fault_to_errno(result) or -EINVAL
         return -EBUSY
 
     # hmm_walk_ops
@@ -281,20 +340,35 @@ class HmmWalk(PageWalk, SequentialWalk):
                 break
         return required_fault
 
+    def store(self, i: int, word: int) -> None:
+        """Store a word beside what is kept of the input."""
+        self.hmm_pfns[i] = (self.hmm_pfns[i] & self.sticky) | U64(word)
+
     def hmm_pfns_fill(self, start: int, end: int, word: int, cpu_flags: int | None = None) -> None:
         """Store ``word`` in every page, or with ``cpu_flags`` the PFNs that count up from it."""
         first, last = (start - self.range.start) >> 12, (end - self.range.start) >> 12
-        if cpu_flags is None:
-            self.hmm_pfns[first:last] = word
-        else:
-            pfns = np.arange(word, word + last - first, dtype=np.uint64)
-            self.hmm_pfns[first:last] = pfns | U64(cpu_flags)
+        words: Any = U64(word)
+        if cpu_flags is not None:
+            words = np.arange(word, word + last - first, dtype=np.uint64) | U64(cpu_flags)
+        self.hmm_pfns[first:last] = (self.hmm_pfns[first:last] & self.sticky) | words
+
+    def order_flags(self, order: int) -> int:
+        """hmm_pfn_flags_order."""
+        return order << self.profile.hmm_pfn_order_shift
+
+    def pte_to_hmm_pfn_flags(self, pte: np.uint64) -> int:
+        if x86.entry_none(pte) or not x86.pte_present(pte) or x86.entry_protnone(pte):
+            return 0
+        return _VALID | (_WRITE if x86.pte_write(pte, self.shadow_stack) else 0)
 
     def pte_none(self, pte: np.uint64) -> bool:
-        """pte_none, and from v5.19 on pte_none_mostly, which takes markers for none."""
+        """pte_none, and from v5.19 on pte_none_mostly, which takes markers for none (v6.19: some of them)."""
         if x86.entry_none(pte):
             return True
-        return not x86.pte_present(pte) and int(x86.swp_type(pte)) == self.profile.swp_pte_marker
+        if x86.pte_present(pte) or int(x86.swp_type(pte)) != self.profile.swp_pte_marker:
+            return False
+        empty = self.profile.pte_marker_empty
+        return not empty or bool(int(x86.swp_offset(pte)) & empty)
 
     def is_migration_type(self, swp_type: int) -> bool:
         profile = self.profile
@@ -303,6 +377,13 @@ class HmmWalk(PageWalk, SequentialWalk):
             profile.swp_migration_read_exclusive,
             profile.swp_migration_write,
         )
+
+    def is_device_private(self, swp_type: int) -> bool:
+        return swp_type in (self.profile.swp_device_write, self.profile.swp_device_read)
+
+    def device_private_pfn(self, entry: np.uint64) -> int:
+        """swp_offset_pfn, or swp_offset up to v6.0."""
+        return int(x86.swp_offset(entry)) & ((1 << self.pfn_bits) - 1)
 
     def vm_normal_page(self, pte: np.uint64) -> bool:
         """True if a struct page stands behind the PTE (mm/memory.c:vm_normal_page)."""
@@ -316,11 +397,10 @@ class HmmWalk(PageWalk, SequentialWalk):
         return None
 
 
-def _write_flags(entry: np.uint64) -> int:
-    return _VALID | _WRITE if x86.entry_write(entry) else _VALID
-
-
-def _pte_to_hmm_pfn_flags(pte: np.uint64) -> int:
-    if x86.entry_none(pte) or not x86.pte_present(pte) or x86.entry_protnone(pte):
-        return 0
-    return _write_flags(pte)
+def vm_fault_to_errno(result: int) -> int:
+    """include/linux/mm.h:vm_fault_to_errno without FOLL_HWPOISON; 0 for bits that it does not know."""
+    if result & VM_FAULT_OOM:
+        return -ENOMEM
+    if result & (VM_FAULT_HWPOISON | VM_FAULT_HWPOISON_LARGE | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV):
+        return -EFAULT
+    return 0

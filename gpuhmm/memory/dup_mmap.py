@@ -75,6 +75,7 @@ def fork(mm: AddressSpace) -> AddressSpace | int:
         zero_pfn=mm.zero_pfn,
         huge_zero_pfn=mm.huge_zero_pfn,
         highest_memmap_pfn=mm.highest_memmap_pfn,
+        shstk=mm.shstk,
         faults=mm.faults,
         memory=memory,
     )

@@ -37,7 +37,8 @@ class AddressSpace:
 
     ``AddressSpace()`` is empty; :meth:`from_tables` takes the pages of a real one.  ``faults`` is a
     :class:`gpuhmm.FaultHandler`; without one, gpuhmm's own model of ``handle_mm_fault()`` serves.
-    ``memory`` is the machine whose pages it maps; without one it has a machine of its own.
+    ``memory`` is the machine whose pages it maps; without one it has a machine of its own.  ``shstk``: its
+    CPU has user shadow stacks, so that kernels from v6.6 on take an entry with D and without RW for writable.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class AddressSpace:
         huge_zero_pfn: int = NO_PFN,
         highest_memmap_pfn: int = x86.MAX_PFN - 1,
         device_private: Iterable[tuple[int, int, int]] = (),
+        shstk: bool = False,
         faults: FaultHandler | None = None,
         page_tables: PageTables | None = None,
         memory: PhysicalMemory | None = None,
     ) -> None:
         self.kernel = kernel_profile(kernel)
-        self.page_tables = PageTables(levels, root_pfn) if page_tables is None else page_tables
+        self.page_tables = PageTables(levels, root_pfn, self.kernel) if page_tables is None else page_tables
         self.levels = levels
         self.root_pfn = root_pfn
         check_pfn("zero_pfn", zero_pfn)
@@ -67,6 +69,7 @@ class AddressSpace:
         self.huge_zero_pfn = huge_zero_pfn
         self.highest_memmap_pfn = highest_memmap_pfn
         self.device_private = _owner_table(device_private)
+        self.shstk = bool(shstk)
         self.vmas = VmaList(vmas)
         for vma in self.vmas:
             self._check_top(vma.end)
@@ -93,6 +96,7 @@ class AddressSpace:
         huge_zero_pfn: int = NO_PFN,
         highest_memmap_pfn: int = x86.MAX_PFN - 1,
         device_private: Iterable[tuple[int, int, int]] = (),
+        shstk: bool = False,
         faults: FaultHandler | None = None,
     ) -> AddressSpace:
         """Return the space of given page-table pages; they are copied.
@@ -102,7 +106,7 @@ class AddressSpace:
         tree (see :func:`gpuhmm.mm.given_tables.tables_of_pages`), overlapping VMAs and PFNs beyond 52 bits.
         """
         profile = kernel_profile(kernel)
-        made = tables_of_pages(levels, int(root_pfn), table_pfns, tables, profile.pmd_bad_ignores)
+        made = tables_of_pages(levels, int(root_pfn), table_pfns, tables, profile)
         return cls(
             levels=levels,
             root_pfn=int(root_pfn),
@@ -112,6 +116,7 @@ class AddressSpace:
             huge_zero_pfn=int(huge_zero_pfn),
             highest_memmap_pfn=int(highest_memmap_pfn),
             device_private=device_private,
+            shstk=shstk,
             faults=faults,
             page_tables=made,
         )

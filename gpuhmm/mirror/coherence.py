@@ -17,7 +17,7 @@ import numpy as np
 from gpuhmm.hmm.backends import BackendInfo, walk_range
 from gpuhmm.hmm.loop import REQUESTS, tries
 from gpuhmm.hmm.ranges import HmmRange, RangeStats
-from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_WRITE
+from gpuhmm.hmm.words import HMM_PFN_WRITE, word_layout
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE, DevicePageTable
 from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
 from gpuhmm.mm.tables import Words
@@ -153,7 +153,8 @@ class CoherentPageTable:
         writable = (words & HMM_PFN_WRITE) != 0
         if write and not writable.all():
             return -EFAULT  # a read-only entry of own device-private memory is never made writable
-        self.store(start, (words & ~HMM_PFN_FLAGS) | np.where(writable, DPT_WRITE, np.uint64(0)))
+        pfns = words & word_layout(self.mm.kernel).pfn
+        self.store(start, pfns | np.where(writable, DPT_WRITE, np.uint64(0)))
         return 0
 
     def store(self, start: int, entries: Words) -> None:

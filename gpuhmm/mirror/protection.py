@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_FLAGS, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE, hmm_pfn_to_order, word_layout
 from gpuhmm.mm.tables import Words
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def dmirror_mkentry(mm: AddressSpace, device: DeviceMemory, words: Words) -> npt
 
     The huge zero page is an ordinary page to it, as in the kernel.
     """
-    pfns, orders = words & ~HMM_PFN_FLAGS, hmm_pfn_to_order(words)
+    pfns, orders = words & word_layout(mm.kernel).pfn, hmm_pfn_to_order(words, mm.kernel)
     seen = np.where(words & HMM_PFN_WRITE, HMM_DMIRROR_PROT_WRITE, HMM_DMIRROR_PROT_READ).astype(np.uint8)
     seen[orders == 9] |= HMM_DMIRROR_PROT_PMD
     seen[orders == 18] |= HMM_DMIRROR_PROT_PUD

@@ -100,14 +100,14 @@ def table_pfn(entry: int) -> int:
     return (entry & PFN) >> 12
 
 
-def is_leaf(entry: int, level: int) -> bool:
-    """True for what maps a page at level 2 or 3, PSE or DEVMAP; levels 4 and 5 have no leaves."""
-    return level <= 3 and bool(entry & (PSE | DEVMAP))
+def is_leaf(entry: int, level: int, huge_bits: int) -> bool:
+    """True for what maps a page at level 2 or 3 (``KernelProfile.huge_bits``); above there are no leaves."""
+    return level <= 3 and bool(entry & huge_bits)
 
 
-def points_to_table(entry: int, level: int) -> bool:
+def points_to_table(entry: int, level: int, huge_bits: int) -> bool:
     """True for an upper entry that is present and no leaf, so that a table stands behind it."""
-    return bool(entry & P) and not is_leaf(entry, level)
+    return bool(entry & P) and not is_leaf(entry, level, huge_bits)
 
 
 # -- entries that are not present -------------------------------------------------------------

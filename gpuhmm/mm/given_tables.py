@@ -14,12 +14,13 @@ import numpy.typing as npt
 from gpuhmm.mm import x86
 from gpuhmm.mm.arguments import check_array, check_pfn
 from gpuhmm.mm.entry import is_leaf, points_to_table, table_pfn
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import NO_CHILD, PageTables, Words
 from gpuhmm.mm.x86 import U64, level_shift
 
 
 def tables_of_pages(
-    levels: int, root_pfn: int, table_pfns: Words, tables: Words, pmd_bad_ignores: int
+    levels: int, root_pfn: int, table_pfns: Words, tables: Words, kernel: KernelProfile
 ) -> PageTables:
     """Return the tables that these pages are, whatever their order; they are copied.
 
@@ -29,7 +30,7 @@ def tables_of_pages(
     """
     check_array("table_pfns", table_pfns, (None,))
     check_array("tables", tables, (len(table_pfns), 512))
-    made = PageTables(levels, root_pfn)
+    made = PageTables(levels, root_pfn, kernel)
     for pfn, page in zip(table_pfns.tolist(), tables, strict=True):
         check_pfn("a table PFN", pfn)
         if pfn in made.unreached:
@@ -39,7 +40,7 @@ def tables_of_pages(
         raise ValueError(f"root_pfn must be one of table_pfns (got {root_pfn:#x})")
     made.reserve(leaf=len(table_pfns))
     made.upper[0] = made.unreached.pop(root_pfn)
-    optional = list(_attach_all(made, pmd_bad_ignores))
+    optional = list(_attach_all(made))
     for level, row, slot in optional:  # what only hugetlb areas follow, once the rest is known
         value = int(made.upper[row, slot])
         pfn = table_pfn(value)
@@ -49,8 +50,9 @@ def tables_of_pages(
     return made
 
 
-def _attach_all(made: PageTables, pmd_bad_ignores: int) -> Iterator[tuple[int, int, int]]:
+def _attach_all(made: PageTables) -> Iterator[tuple[int, int, int]]:
     """Give every table that a walk can reach its row; yield the entries that walks only may follow."""
+    huge_bits = made.kernel.huge_bits
     rows = [(0, 0)]  # row of a table of this level, and the first address that it covers
     for level in range(made.levels, 1, -1):
         below = []
@@ -59,11 +61,11 @@ def _attach_all(made: PageTables, pmd_bad_ignores: int) -> Iterator[tuple[int, i
             for slot in np.flatnonzero(page).tolist():
                 value = int(page[slot])
                 va = base + (slot << level_shift(level))
-                if not points_to_table(value, level):
-                    if level >= 3 and not is_leaf(value, level):
+                if not points_to_table(value, level, huge_bits):
+                    if level >= 3 and not is_leaf(value, level, huge_bits):
                         yield level, row, slot
                     continue
-                if _is_bad(value, level, made.levels, pmd_bad_ignores):
+                if _is_bad(value, level, made):
                     yield level, row, slot
                     continue
                 known = made.where.get(table_pfn(value))
@@ -97,17 +99,18 @@ def _attached(known: tuple[int, int], value: int, level: int, va: int) -> int:
     return known[1]
 
 
-def _is_bad(value: int, level: int, levels: int, pmd_bad_ignores: int) -> bool:
+def _is_bad(value: int, level: int, made: PageTables) -> bool:
     entry = U64(value)
     if level == 2:
-        return bool(x86.pmd_bad(entry, U64(pmd_bad_ignores)))
+        return bool(x86.pmd_bad(entry, U64(made.kernel.pmd_bad_ignores)))
     if level == 3:
         return False  # the walk never asks pud_bad
-    return bool(x86.pgd_bad(entry) if level == 5 and levels == 5 else x86.p4d_bad(entry))
+    return bool(x86.pgd_bad(entry) if level == 5 and made.levels == 5 else x86.p4d_bad(entry))
 
 
 def tables_in_pools(
     levels: int,
+    kernel: KernelProfile,
     *,
     upper: Words,
     child: npt.NDArray[np.int32],
@@ -129,7 +132,7 @@ def tables_in_pools(
     if not len(upper) or where[0].tolist()[1:] != [levels, 0]:
         raise ValueError("where must begin with the top table in row 0")
     _check_pools(levels, upper, child, leaf, where)
-    made = PageTables(levels, int(where[0, 0]))
+    made = PageTables(levels, int(where[0, 0]), kernel)
     made.take_pools(upper, child, leaf, {pfn: (level, row) for pfn, level, row in where.tolist()})
     made.unreached = unreached
     return made

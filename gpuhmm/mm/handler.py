@@ -1,6 +1,6 @@
 """The seam between walk and faults: what a fault handler is asked, and the bits that it answers.
 
-Source: include/linux/mm_types.h:vm_fault_reason, fault_flag (v5.18).
+Source: include/linux/mm_types.h:vm_fault_reason, fault_flag (v5.18, v7.3).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gpuhmm.mm.vma import Vma
 
 FAULT_FLAG_WRITE = 0x1
+FAULT_FLAG_ALLOW_RETRY = 0x4
+FAULT_FLAG_KILLABLE = 0x10
 FAULT_FLAG_REMOTE = 0x80
 FAULT_FLAG_UNSHARE = 0x400
 
@@ -27,8 +29,9 @@ VM_FAULT_LOCKED = 0x200
 VM_FAULT_RETRY = 0x400
 VM_FAULT_FALLBACK = 0x800
 VM_FAULT_DONE_COW = 0x1000
+VM_FAULT_COMPLETED = 0x4000
 
-#: Any of these makes hmm_range_fault() return -EFAULT.
+#: Any of these makes hmm_range_fault() return an error.
 VM_FAULT_ERROR = (
     VM_FAULT_OOM
     | VM_FAULT_SIGBUS
@@ -37,6 +40,10 @@ VM_FAULT_ERROR = (
     | VM_FAULT_HWPOISON_LARGE
     | VM_FAULT_FALLBACK
 )
+
+
+#: The handler gave the mmap lock up (VM_FAULT_COMPLETED: v6.0 and later).
+VM_FAULT_DROPPED = VM_FAULT_RETRY | VM_FAULT_COMPLETED
 
 
 def vm_fault_set_hindex(index: int) -> int:
@@ -55,7 +62,9 @@ class FaultHandler(Protocol):
     def handle_mm_fault(self, mm: AddressSpace, vma: Vma, va: int, flags: int) -> int:
         """Serve a fault at ``va`` (bytes, page aligned); return VM_FAULT_* bits, 0 if all went well.
 
-        ``flags`` are FAULT_FLAG_REMOTE and, if write access is needed, FAULT_FLAG_WRITE.
+        ``flags`` are FAULT_FLAG_REMOTE and, if write access is needed, FAULT_FLAG_WRITE; from
+        :func:`gpuhmm.hmm_range_fault_unlocked_timeout` also FAULT_FLAG_ALLOW_RETRY and FAULT_FLAG_KILLABLE:
+        then a handler that let others change the space returns VM_FAULT_RETRY or VM_FAULT_COMPLETED.
         """
         ...
 
@@ -71,5 +80,8 @@ class BurstHandler(Protocol):
     def handle_mm_fault_range(
         self, mm: AddressSpace, vma: Vma, start: int, end: int, flags: int
     ) -> tuple[int, int]:
-        """Fault ``[start, end)`` up to the first error; return the calls made, and the last's bits."""
+        """Fault ``[start, end)`` up to the first error; return the calls made, and the last's bits.
+
+        From v7.3 on VM_FAULT_RETRY and VM_FAULT_COMPLETED end it like an error.
+        """
         ...

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from gpuhmm.mm import x86
 from gpuhmm.mm.arguments import check_pfn
 from gpuhmm.mm.entry import NONE, is_leaf, points_to_table, table_pfn
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.x86 import level_shift
 
 Words = npt.NDArray[np.uint64]
@@ -52,13 +53,15 @@ class PageTables:
     """The tables of one address space.
 
     ``upper`` is uint64[n_upper, 512] with the root in row 0, ``child`` int32[n_upper, 512] the row
-    of the table behind each entry or ``NO_CHILD``, ``leaf`` uint64[n_leaf, 512].
+    of the table behind each entry or ``NO_CHILD``, ``leaf`` uint64[n_leaf, 512].  ``kernel`` says which
+    entries are leaves, and which are bad.
     """
 
-    def __init__(self, levels: int, root_pfn: int) -> None:
+    def __init__(self, levels: int, root_pfn: int, kernel: KernelProfile) -> None:
         if levels not in (4, 5):
             raise ValueError(f"levels must be 4 or 5 (got {levels})")
         check_pfn("root_pfn", root_pfn)
+        self.kernel = kernel
         self.levels = levels
         self.root_pfn = root_pfn
         self.clock = 0  # how many entries were stored so far
@@ -165,10 +168,10 @@ class PageTables:
         A table that is not known yet is added, with all that it leads to: see :meth:`set_entry`.
         """
         pfn = table_pfn(value)
-        if not points_to_table(value, level):
+        if not points_to_table(value, level, self.kernel.huge_bits):
             # A wild entry that a walk would follow all the same, as the kernel does.
             known = self.where.get(pfn)
-            wild = level >= 3 and not is_leaf(value, level) and value & ~NONE
+            wild = level >= 3 and not is_leaf(value, level, self.kernel.huge_bits) and value & ~NONE
             return known[1] if wild and known is not None and known[0] == level - 1 else NO_CHILD
         if pfn not in self.where:
             row = self.add_table(pfn, level - 1)

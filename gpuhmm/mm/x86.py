@@ -3,7 +3,8 @@
 Levels are numbered as the walk meets them from below: 1 PTE, 2 PMD, 3 PUD, 4 P4D (the top table
 where there are four levels), 5 PGD.  Every value is ``uint64``; every predicate returns ``bool``.
 
-Source: arch/x86/include/asm/pgtable_types.h, pgtable.h, pgtable_64.h (v5.18, v6.1).
+Source: arch/x86/include/asm/pgtable_types.h, pgtable.h, pgtable_64.h (v5.18 to v7.3).  What differs
+between them is an argument of the predicate, or in :class:`gpuhmm.mm.profile.KernelProfile`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ PAGE_PROTNONE = U64(1 << 8)
 PAGE_SPECIAL = U64(1 << 9)
 PAGE_UFFD_WP = U64(1 << 10)
 PAGE_SOFT_DIRTY = U64(1 << 11)
+#: DEVMAP up to v6.5; from v6.6 on SAVED_DIRTY, which no walk reads, with DEVMAP below until v6.16.
 PAGE_DEVMAP = U64(1 << 58)
 PAGE_NX = U64(1 << 63)
 
@@ -68,7 +70,6 @@ ZERO_PFN = 0x1A5F
 
 _PRESENT_OR_PROTNONE = PAGE_PRESENT | PAGE_PROTNONE
 _PMD_PRESENT = PAGE_PRESENT | PAGE_PROTNONE | PAGE_PSE
-_PSE_OR_DEVMAP = PAGE_PSE | PAGE_DEVMAP
 _PRESENT_OR_PSE = PAGE_PRESENT | PAGE_PSE
 _UPPER_BAD_IGNORES = ~(PTE_PFN_MASK | PAGE_USER | PAGE_NX)
 
@@ -124,22 +125,36 @@ def entry_protnone(entry: np.uint64) -> Truth:
     return (entry & _PRESENT_OR_PROTNONE) == PAGE_PROTNONE
 
 
-@shared("boolean(uint64)")
-def entry_write(entry: np.uint64) -> Truth:
-    """pte_write, pmd_write and pud_write."""
+@shared("boolean(uint64, uint64)")
+def pte_write(entry: np.uint64, shadow_stack: np.uint64) -> Truth:
+    """pte_write: RW, or with user shadow stacks D alone (pte_shstk, v6.6); ``shadow_stack`` is D or 0."""
+    return (entry & (PAGE_RW | shadow_stack)) != ZERO
+
+
+@shared("boolean(uint64, uint64)")
+def pmd_write(entry: np.uint64, shadow_stack: np.uint64) -> Truth:
+    """pmd_write: as pte_write, but D alone counts for a PMD with PSE only (pmd_shstk, v6.6)."""
+    if (entry & PAGE_PSE) != ZERO:
+        return pte_write(entry, shadow_stack)
     return (entry & PAGE_RW) != ZERO
 
 
 @shared("boolean(uint64)")
-def entry_devmap(entry: np.uint64) -> Truth:
-    """pte_devmap, pmd_devmap and pud_devmap."""
-    return (entry & PAGE_DEVMAP) != ZERO
+def pud_write(entry: np.uint64) -> Truth:
+    """pud_write: RW."""
+    return (entry & PAGE_RW) != ZERO
 
 
-@shared("boolean(uint64)")
-def entry_trans_huge(entry: np.uint64) -> Truth:
+@shared("boolean(uint64, uint64)")
+def entry_devmap(entry: np.uint64, devmap: np.uint64) -> Truth:
+    """pte_devmap, pmd_devmap and pud_devmap; ``devmap`` is the kernel's bit, 0 where it has none."""
+    return (entry & devmap) != ZERO
+
+
+@shared("boolean(uint64, uint64)")
+def entry_trans_huge(entry: np.uint64, devmap: np.uint64) -> Truth:
     """pmd_trans_huge and pud_trans_huge: PSE without DEVMAP."""
-    return (entry & _PSE_OR_DEVMAP) == PAGE_PSE
+    return (entry & (PAGE_PSE | devmap)) == PAGE_PSE
 
 
 @shared("boolean(uint64)")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.hmm.runs import RUN_DTYPE, expand_runs
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.results import parquet
 from gpuhmm.results.whole_file import whole_file
 
@@ -85,8 +86,8 @@ def word_table(start: int, hmm_pfns: npt.NDArray[np.uint64]) -> Table:
     return table
 
 
-def word_table_of_runs(runs: list[npt.NDArray[np.void]]) -> Table:
-    """Return the words that the runs of several mappings stand for, as :func:`word_table` does for one.
+def word_table_of_runs(runs: list[npt.NDArray[np.void]], kernel: str | KernelProfile) -> Table:
+    """Return the words of ``kernel`` that the runs of several mappings stand for, as :func:`word_table`.
 
     ValueError for more than MAX_WORDS pages.
     """
@@ -99,7 +100,7 @@ def word_table_of_runs(runs: list[npt.NDArray[np.void]]) -> Table:
     at = 0
     for some in runs:
         if len(some):
-            part = word_table(int(some["va"][0]), expand_runs(some))
+            part = word_table(int(some["va"][0]), expand_runs(some, kernel))
             table[at : at + len(part)] = part
             at += len(part)
     return table

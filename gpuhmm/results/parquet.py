@@ -13,14 +13,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.hmm.words import (
+    HMM_PFN_DMA_MAPPED,
+    HMM_PFN_ERROR,
+    HMM_PFN_P2PDMA,
+    HMM_PFN_P2PDMA_BUS,
+    HMM_PFN_VALID,
+    HMM_PFN_WRITE,
+)
 from gpuhmm.results.columns import table_of
 
 #: Columns that are stored as differences.
 _COUNTING = ("va", "pa", "pfn", "hmm_pfn", "npages")
 
-#: Columns that a column ``flags`` of HMM_PFN_* bits becomes.
+#: Columns that a column ``flags`` of HMM_PFN_* bits becomes, and those that are there if one has the bit.
 _FLAGS = (("valid", HMM_PFN_VALID), ("write", HMM_PFN_WRITE), ("error", HMM_PFN_ERROR))
+_RARE_FLAGS = (
+    ("dma_mapped", HMM_PFN_DMA_MAPPED),
+    ("p2pdma", HMM_PFN_P2PDMA),
+    ("p2pdma_bus", HMM_PFN_P2PDMA_BUS),
+)
 
 _SUMMARY_KEY = b"gpuhmm"
 _ROW_GROUP = 1 << 20
@@ -42,13 +54,14 @@ def write(
     summary: dict[str, Any] | None,
     names: list[str] | None,
 ) -> None:
-    """Write a structured array; 64-bit ``flags`` of runs become three columns of truth values."""
+    """Write a structured array; 64-bit ``flags`` of runs become columns of truth values."""
     arrow = pyarrow()
     columns: dict[str, Any] = {}
     for name in table.dtype.names or ():
         column = np.ascontiguousarray(table[name])
         if name == "flags" and column.dtype == np.uint64:
-            columns.update({title: arrow.array((column & bit) != 0) for title, bit in _FLAGS})
+            rare = [(title, bit) for title, bit in _RARE_FLAGS if (column & bit).any()]
+            columns.update({title: arrow.array((column & bit) != 0) for title, bit in (*_FLAGS, *rare)})
         else:
             columns[name] = arrow.array(column)
     if names is not None and "mapping" in columns:
@@ -73,14 +86,14 @@ def write(
 def read(path: str | os.PathLike[str]) -> npt.NDArray[np.void]:
     """Return the structured array that :func:`write` was given."""
     made = pyarrow().parquet.read_table(path)
-    titles = [title for title, _ in _FLAGS]
+    bits_of = dict(_FLAGS + _RARE_FLAGS)
     columns: dict[str, npt.NDArray[Any]] = {}
     for name in made.column_names:
         if name == "name":
             continue
         column = made[name].to_numpy()
-        if name in titles:
-            bits = np.where(column, dict(_FLAGS)[name], np.uint64(0))
+        if name in bits_of:
+            bits = np.where(column, bits_of[name], np.uint64(0))
             columns["flags"] = columns["flags"] | bits if "flags" in columns else bits
         else:
             columns[name] = column

@@ -6,7 +6,7 @@ fault handler, and who listens, the notifiers.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,13 @@ import numpy.typing as npt
 from gpuhmm.errors import SnapshotError
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.given_tables import tables_in_pools
-from gpuhmm.mm.profile import PROFILES, KernelProfile
+from gpuhmm.mm.profile import PROFILES, KernelProfile, kernel_profile
 from gpuhmm.mm.vma import Vma
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+#: What a profile is made of; the rest follows.
+_PROFILE_FIELDS = [field for field in fields(KernelProfile) if field.init]
 
 #: dtype and columns (None: no second axis) of every array of a space.
 _EXPECTED = {
@@ -40,7 +43,8 @@ def space_parts(space: AddressSpace) -> tuple[dict[str, Any], Arrays]:
     unreached = list(tables.unreached.values())
     scalars = {
         "levels": space.levels,
-        "kernel": asdict(space.kernel),
+        "kernel": {field.name: getattr(space.kernel, field.name) for field in _PROFILE_FIELDS},
+        "shstk": space.shstk,
         "zero_pfn": space.zero_pfn,
         "huge_zero_pfn": space.huge_zero_pfn,
         "highest_memmap_pfn": space.highest_memmap_pfn,
@@ -71,8 +75,10 @@ def space_of_parts(scalars: dict[str, Any], arrays: Arrays) -> AddressSpace:
                 f"the snapshot must hold the array {name} of {np.dtype(dtype)}, {columns} columns"
             )
     try:
+        kernel = _profile(scalars["kernel"])
         tables = tables_in_pools(
             int(scalars["levels"]),
+            kernel,
             upper=arrays["upper"],
             child=arrays["child"],
             leaf=arrays["leaf"],
@@ -83,17 +89,20 @@ def space_of_parts(scalars: dict[str, Any], arrays: Arrays) -> AddressSpace:
             levels=tables.levels,
             root_pfn=tables.root_pfn,
             vmas=[Vma(*row) for row in arrays["vmas"].tolist()],
-            kernel=_profile(scalars["kernel"]),
+            kernel=kernel,
             zero_pfn=int(scalars["zero_pfn"]),
             huge_zero_pfn=int(scalars["huge_zero_pfn"]),
             highest_memmap_pfn=int(scalars["highest_memmap_pfn"]),
             device_private=arrays["device_private"].tolist(),
+            shstk=bool(scalars.get("shstk", False)),  # snapshots before v6.12 was known have none
             page_tables=tables,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SnapshotError(f"the snapshot holds no address space: {error}") from None
 
 
-def _profile(fields: dict[str, Any]) -> KernelProfile:
-    made = KernelProfile(**{**fields, "swp_pfn_bits": tuple(fields["swp_pfn_bits"])})
+def _profile(saved: dict[str, Any]) -> KernelProfile:
+    if "nr_device_types" not in saved:  # snapshots before v6.12 was known hold the numbers of v5.18 or v6.1
+        return kernel_profile(saved["name"])
+    made = KernelProfile(**{**saved, "swp_pfn_bits": tuple(saved["swp_pfn_bits"])})
     return made if PROFILES.get(made.name) != made else PROFILES[made.name]

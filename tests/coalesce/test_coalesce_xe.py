@@ -26,6 +26,7 @@ from gpuhmm.coalesce.service import FaultService
 from gpuhmm.errors import LivelockError
 from gpuhmm.memory.fault.burst import handle_mm_fault_range
 from gpuhmm.mm.handler import FAULT_FLAG_WRITE
+from gpuhmm.mm.profile import V5_18
 from gpuhmm.mm.vma import VM_PFNMAP, VM_READ, VM_WRITE
 
 READ, WRITE = ACCESS_READ, ACCESS_WRITE
@@ -257,13 +258,13 @@ def test_mappings_are_as_large_as_those_of_the_cpu():
         ]
         return np.array(made, dtype=np.uint64)
 
-    assert dma_mappings(words((4096, 512, 9))) == 1
-    assert dma_mappings(words((4096, 16, 0))) == 16
+    assert dma_mappings(words((4096, 512, 9)), V5_18) == 1
+    assert dma_mappings(words((4096, 16, 0)), V5_18) == 16
     # 16 pages inside of a huge one, from its page 496 on; then from its page 1 on: 511 are left, cut to 16.
-    assert dma_mappings(words((4096 + 496, 16, 9))) == 1
-    assert dma_mappings(words((4096 + 1, 16, 9))) == 1
+    assert dma_mappings(words((4096 + 496, 16, 9)), V5_18) == 1
+    assert dma_mappings(words((4096 + 1, 16, 9)), V5_18) == 1
     # Three pages are left of the huge one: two and one.
-    assert dma_mappings(words((4096 + 509, 3, 9), (7, 1, 0))) == 3
+    assert dma_mappings(words((4096 + 509, 3, 9), (7, 1, 0)), V5_18) == 3
     driver = driver_named("xe")
     run(device([(0, 1, READ, 0)]), driver, spaces="written-huge")
     assert driver.counts["dma_mappings"] == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gpuhmm.mm.profile import V5_18
 from gpuhmm.mm.tables import NO_CHILD, PageTables
 
 VA = 0x1234_5678_9000
@@ -11,7 +12,7 @@ TABLE = 0x67  # P, RW, USER, A, D: _PAGE_TABLE
 
 def tables(levels, down_to):
     """Return tables over VA from the top to level ``down_to``, with PFN 100 + level each."""
-    made = PageTables(levels, 1)
+    made = PageTables(levels, 1, V5_18)
     for level in range(levels, down_to, -1):
         made.set_entry(VA, level, (100 + level - 1) << 12 | TABLE)
     return made
@@ -40,7 +41,7 @@ def test_a_run_of_entries_takes_the_tables_behind_it_away(level):
 
 
 def test_an_entry_that_leads_to_a_given_table_adds_all_below_it():
-    made = PageTables(4, 1)
+    made = PageTables(4, 1, V5_18)
     pud, pmd, leaf = np.zeros((3, 512), dtype=np.uint64)
     pud[3], pmd[4], leaf[5] = 11 << 12 | TABLE, 12 << 12 | TABLE, 0xABC_0000_0067
     made.unreached = {10: pud, 11: pmd, 12: leaf}

@@ -11,6 +11,7 @@ from gpuhmm.check.recorded.call import HANDLE_MM_FAULT, Call, Event, RecordedCal
 from gpuhmm.check.recorded.replay import FIRST_MODEL_PFN, Replayed
 from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_VALID
 from gpuhmm.mm.entry import PFN, P
+from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.tables import Words
 
 _EVENT_NAMES = ("UNMAP", "CLEAR", "PROT_VMA", "PROT_PAGE", "SOFT_DIRTY", "RELEASE", "MIGRATE", "EXCLUSIVE")
@@ -68,7 +69,7 @@ def _compare_words(call, name, kernel: Words, model: Words, renaming: Renaming, 
             same = renaming.same(two & ~_FLAGS, one & ~_FLAGS)
         if not same:
             where = f"[{i}] of va {call.start + (i << 12):#x}"
-            point(name, f"{where}: {hmm_pfn_words(kernel[i])}", hmm_pfn_words(model[i]))
+            point(name, f"{where}: {hmm_pfn_words(kernel[i], V6_1.name)}", hmm_pfn_words(model[i], V6_1.name))
             return
 
 

@@ -19,12 +19,12 @@ from gpuhmm.coalesce.ranges import RangeRequest, asked_pages, map_pages, serve_r
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.hmm.words import (
-    HMM_PFN_FLAGS,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
     HMM_PFN_VALID,
     HMM_PFN_WRITE,
     hmm_pfn_to_order,
+    word_layout,
 )
 from gpuhmm.memory import make_device_exclusive_range
 from gpuhmm.mm.notifier import MMU_NOTIFY_EXCLUSIVE, MmuIntervalNotifier, MmuNotifierRange
@@ -161,10 +161,12 @@ class NouveauDriver:
         if not word & HMM_PFN_VALID:
             return 0, va + _PAGE, 0
         # The mapping is as large as the CPU's, aligned to its size.
-        order = int(hmm_pfn_to_order(request.words)[0])
+        kernel = notifier.mm.kernel
+        pfn_mask = word_layout(kernel).pfn
+        order = int(hmm_pfn_to_order(request.words, kernel)[0])
         start = va & -(_PAGE << order)
-        first = (word & ~HMM_PFN_FLAGS) - np.uint64((va - start) >> 12)
-        request.words = (first + np.arange(1 << order, dtype=np.uint64)) | (word & HMM_PFN_FLAGS)
+        first = (word & pfn_mask) - np.uint64((va - start) >> 12)
+        request.words = (first + np.arange(1 << order, dtype=np.uint64)) | (word & ~pfn_mask)
         request.start, request.end = start, start + (_PAGE << order)
         request.asked = asked_pages(faults.entries, space, start, request.end)
         map_pages(service, request)

@@ -19,7 +19,14 @@ from gpuhmm.coalesce.ranges import RangeRequest, ask_ranges, asked_pages, map_pa
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.errors import LivelockError
-from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, hmm_pfn_to_order
+from gpuhmm.hmm.words import (
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+    HMM_PFN_VALID,
+    hmm_pfn_to_order,
+    word_layout,
+)
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import VM_WRITE, Vma
 
@@ -192,20 +199,20 @@ class XeDriver:
             map_pages(service, request)
             range_.valid = True
             self.counts[f"get_pages_{CHUNKS[range_.size]}"] += 1
-            self.counts["dma_mappings"] += dma_mappings(request.words)
+            self.counts["dma_mappings"] += dma_mappings(request.words, range_.notifier.mm.kernel)
         return ret
 
 
 _COUNTED = ("fault", "valid", "get_pages")
 
 
-def dma_mappings(words: Words) -> int:
+def dma_mappings(words: Words, kernel: KernelProfile) -> int:
     """Return how many mappings a range takes: each as large as the CPU's, cut at the range.
 
     Source: drm_gpusvm_hmm_pfn_to_order, whose result is a power of two.
     """
-    orders = hmm_pfn_to_order(words).tolist()
-    pfns = (words & np.uint64((1 << 52) - 1)).tolist()
+    orders = hmm_pfn_to_order(words, kernel).tolist()
+    pfns = (words & word_layout(kernel).pfn).tolist()
     index = count = 0
     while index < len(words):
         size = 1 << orders[index]

@@ -39,6 +39,14 @@ class Walk(NamedTuple):
     foreign_device_private_faults: np.uint64
     no_vma_single_hole: np.uint64
     pmd_bad_ignores: np.uint64
+    pte_marker_empty: np.uint64
+    typeless_swap_entry: np.uint64
+    page_devmap: np.uint64
+    shadow_stack: np.uint64
+    absent_pud_is_hole: np.uint64
+    device_private_pmd: np.uint64
+    hmm_pfn_order_shift: np.uint64
+    hmm_pfn_sticky: np.uint64
 
 
 class Request(Protocol):
@@ -59,7 +67,7 @@ class Request(Protocol):
 
 
 def walk_constants(range_: Request) -> npt.NDArray[np.uint64]:
-    """Return uint64[21], the fields of :class:`Walk` for one call."""
+    """Return uint64[29], the fields of :class:`Walk` for one call."""
     mm = range_.notifier.mm
     kernel = mm.kernel
     fields = [
@@ -84,6 +92,14 @@ def walk_constants(range_: Request) -> npt.NDArray[np.uint64]:
         kernel.foreign_device_private_faults,
         kernel.no_vma_single_hole,
         kernel.pmd_bad_ignores,
+        kernel.pte_marker_empty,
+        kernel.typeless_swap_entry,
+        kernel.page_devmap,
+        kernel.shadow_stack_bit(mm.shstk),
+        kernel.absent_pud_is_hole,
+        kernel.device_private_pmd,
+        kernel.hmm_pfn_order_shift,
+        kernel.hmm_pfn_sticky,
     ]
     return np.array(fields, dtype=np.uint64)
 
@@ -113,6 +129,14 @@ def unpack(constants: npt.NDArray[np.uint64]) -> Walk:
         constants[U64(18)],
         constants[U64(19)],
         constants[U64(20)],
+        constants[U64(21)],
+        constants[U64(22)],
+        constants[U64(23)],
+        constants[U64(24)],
+        constants[U64(25)],
+        constants[U64(26)],
+        constants[U64(27)],
+        constants[U64(28)],
     )
 
 
@@ -141,6 +165,14 @@ def for_range(walk: Walk, start: np.uint64, end: np.uint64) -> Walk:
         walk.foreign_device_private_faults,
         walk.no_vma_single_hole,
         walk.pmd_bad_ignores,
+        walk.pte_marker_empty,
+        walk.typeless_swap_entry,
+        walk.page_devmap,
+        walk.shadow_stack,
+        walk.absent_pud_is_hole,
+        walk.device_private_pmd,
+        walk.hmm_pfn_order_shift,
+        walk.hmm_pfn_sticky,
     )
 
 

@@ -3,7 +3,7 @@
 An extent is VMA ∩ range ∩ span of the table entry that ends the descent.  Any address of it leads
 to it without looking at its neighbours, so that extents can be found in parallel.
 
-Source: mm/pagewalk.c (v5.18, v6.1), mm/hmm.c (v5.18).
+Source: mm/pagewalk.c, mm/hmm.c (v5.18 to v7.3).
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from gpuhmm.hmm.walk.pte import (
     ACTION_NONE,
     ACTION_SPLIT,
     ACTION_WAIT_PMD,
+    device_private_word,
+    is_device_private,
     is_migration,
+    is_own_device_private,
     pte_to_hmm_pfn_flags,
 )
-from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_ORDER_SHIFT, HMM_PFN_VALID, HMM_PFN_WRITE
+from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.mm.vma import VM_IO, VM_PFNMAP, VM_READ
 from gpuhmm.mm.x86 import (
     INDEX_MASK,
@@ -43,16 +46,17 @@ from gpuhmm.mm.x86 import (
     entry_present,
     entry_protnone,
     entry_trans_huge,
-    entry_write,
     p4d_bad,
     pgd_bad,
     pgd_none,
     pmd_bad,
     pmd_pfn,
     pmd_present,
+    pmd_write,
     pte_pfn,
     pud_huge,
     pud_pfn,
+    pud_write,
     swp_type,
 )
 from gpuhmm.shared import shared
@@ -72,8 +76,8 @@ _P4D_LEVEL = U64(4)
 _PUD_LEVEL = U64(3)
 _PMD_LEVEL = U64(2)
 
-_PMD_FLAGS = U64(9) << HMM_PFN_ORDER_SHIFT
-_PUD_FLAGS = U64(18) << HMM_PFN_ORDER_SHIFT
+_PMD_ORDER = U64(9)
+_PUD_ORDER = U64(18)
 
 _VM_REJECTED = U64(VM_IO | VM_PFNMAP)
 _VM_READ = U64(VM_READ)
@@ -193,8 +197,8 @@ def table_extent(
     past = span_end(va, end, PUD_SHIFT)
     if entry_none(entry) or vma == NO_VMA:
         return hole(first, past, vma)
-    if entry_trans_huge(entry) or entry_devmap(entry):
-        return pud_extent(entry, first, past, vma)
+    if entry_trans_huge(entry, walk.page_devmap) or entry_devmap(entry, walk.page_devmap):
+        return pud_extent(entry, first, past, vma, walk)
     if arrays.child[row, slot] < 0:
         return forced(first, past, ACTION_MISSING, _PUD_LEVEL, vma)
     row = U64(arrays.child[row, slot])
@@ -205,8 +209,9 @@ def table_extent(
     past = span_end(va, end, PMD_SHIFT)
     if entry_none(entry):
         return hole(first, past, vma)
-    if not pmd_present(entry) or entry_trans_huge(entry) or entry_devmap(entry):
-        return pmd_extent(entry, first, past, vma, walk)
+    is_huge = entry_trans_huge(entry, walk.page_devmap) or entry_devmap(entry, walk.page_devmap)
+    if not pmd_present(entry) or is_huge:
+        return pmd_extent(entry, first, past, vma, walk, arrays)
     if pmd_bad(entry, walk.pmd_bad_ignores):
         return Extent(first, past, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, vma)
     if arrays.child[row, slot] < 0:
@@ -215,30 +220,58 @@ def table_extent(
     return Extent(first, past, KIND_LEAF, leaf, ZERO, ZERO, ZERO, ACTION_NONE, vma)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64)")
-def pud_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64) -> Extent:
+@shared("Extent(uint64, uint64, uint64, uint64, Walk)")
+def pud_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk) -> Extent:
     """hmm_vma_walk_pud, for a PUD that is trans_huge or devmap."""
-    if not (pud_huge(entry) and entry_devmap(entry)):
-        return forced(start, end, ACTION_SPLIT, _PUD_LEVEL, vma)
-    if not entry_present(entry):
+    present = entry_present(entry)
+    if walk.absent_pud_is_hole != ZERO and not present:
         return hole(start, end, vma)
-    cpu_flags = huge_flags(entry) | _PUD_FLAGS
+    # Where there is a DAX bit, only a PUD with it is a leaf, and another one is split.
+    if walk.page_devmap != ZERO and not (pud_huge(entry) and entry_devmap(entry, walk.page_devmap)):
+        return forced(start, end, ACTION_SPLIT, _PUD_LEVEL, vma)
+    if not present:
+        return hole(start, end, vma)
+    cpu_flags = HMM_PFN_VALID | (_PUD_ORDER << walk.hmm_pfn_order_shift)
+    if pud_write(entry):
+        cpu_flags = cpu_flags | HMM_PFN_WRITE
     pfn = pud_pfn(entry) + ((start & ((ONE << PUD_SHIFT) - ONE)) >> PAGE_SHIFT)
     return Extent(start, end, KIND_FILL, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)
 
 
-@shared("Extent(uint64, uint64, uint64, uint64, Walk)")
-def pmd_extent(entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk) -> Extent:
+@shared("Extent(uint64, uint64, uint64, uint64, Walk, Arrays)")
+def pmd_extent(
+    entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk, arrays: Arrays
+) -> Extent:
     """hmm_vma_walk_pmd, for a PMD that is not present, trans_huge or devmap."""
+    order = _PMD_ORDER << walk.hmm_pfn_order_shift
     if not pmd_present(entry):
         if is_migration(swp_type(entry), walk):
             return Extent(start, end, KIND_FILL, ZERO, ZERO, ZERO, ZERO, ACTION_WAIT_PMD, vma)
+        if walk.device_private_pmd != ZERO and is_device_private(entry, walk):
+            return device_private_pmd_extent(entry, start, end, vma, walk, arrays)
         return Extent(start, end, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_EFAULT, vma)
     cpu_flags = ZERO
     if not entry_protnone(entry):
-        cpu_flags = huge_flags(entry) | _PMD_FLAGS
+        cpu_flags = HMM_PFN_VALID | order
+        if pmd_write(entry, walk.shadow_stack):
+            cpu_flags = cpu_flags | HMM_PFN_WRITE
     pfn = pmd_pfn(entry) + ((start & ((ONE << PMD_SHIFT) - ONE)) >> PAGE_SHIFT)
     return Extent(start, end, KIND_FILL, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)
+
+
+@shared("Extent(uint64, uint64, uint64, uint64, Walk, Arrays)")
+def device_private_pmd_extent(
+    entry: np.uint64, start: np.uint64, end: np.uint64, vma: np.uint64, walk: Walk, arrays: Arrays
+) -> Extent:
+    """hmm_vma_handle_absent_pmd, for a device-private PMD (v6.18).
+
+    The first page gets the entry's own PFN, wherever in the 2 MiB the extent begins, as in the kernel.
+    """
+    if not is_own_device_private(entry, walk, arrays.owners):
+        return Extent(start, end, KIND_FILL, ZERO, HMM_PFN_ERROR, ZERO, ZERO, ACTION_FAULT, vma)
+    word = device_private_word(entry, walk) | (_PMD_ORDER << walk.hmm_pfn_order_shift)
+    granted = HMM_PFN_VALID | HMM_PFN_WRITE  # requests are not consulted
+    return Extent(start, end, KIND_FILL, ZERO, word, ONE, granted, ACTION_NONE, vma)
 
 
 @shared("Extent(uint64, uint64, uint64, uint64, uint64, Walk, Arrays)")
@@ -270,7 +303,7 @@ def hugetlb_extent(
         at = at - U64(9)
         level = level - ONE
     entry = arrays.upper[row, (va >> shift) & INDEX_MASK]
-    cpu_flags = pte_to_hmm_pfn_flags(entry) | ((shift - PAGE_SHIFT) << HMM_PFN_ORDER_SHIFT)
+    cpu_flags = pte_to_hmm_pfn_flags(entry, walk) | ((shift - PAGE_SHIFT) << walk.hmm_pfn_order_shift)
     pfn = pte_pfn(entry) + ((first & ((ONE << shift) - ONE)) >> PAGE_SHIFT)
     return Extent(first, past, KIND_FILL_FIRST, ZERO, pfn | cpu_flags, ONE, cpu_flags, ACTION_FAULT, vma)
 
@@ -287,14 +320,6 @@ def hole(start: np.uint64, end: np.uint64, vma: np.uint64) -> Extent:
 def forced(start: np.uint64, end: np.uint64, action: np.uint64, level: np.uint64, vma: np.uint64) -> Extent:
     """An extent at which the walk stops whatever is asked."""
     return Extent(start, end, KIND_FORCED, level, ZERO, ZERO, ZERO, action, vma)
-
-
-@shared("uint64(uint64)")
-def huge_flags(entry: np.uint64) -> np.uint64:
-    """VALID and WRITE of a huge entry."""
-    if entry_write(entry):
-        return HMM_PFN_VALID | HMM_PFN_WRITE
-    return HMM_PFN_VALID
 
 
 @shared("uint64(uint64, uint64, uint64)")

@@ -34,8 +34,9 @@ from gpuhmm.mm.x86 import (
 )
 from gpuhmm.shared import shared
 
-#: From the RW bit of an entry to the WRITE bit of a word.
+#: From the RW bit of an entry to the WRITE bit of a word, and from D, which shadow stacks make writable.
 _RW_TO_WRITE = U64(61)
+_DIRTY_TO_WRITE = U64(56)
 #: Pages by which a table is judged before all of it is looked at.
 _SAMPLE = U64(64)
 #: Pages of a leaf table.
@@ -149,7 +150,7 @@ def look_and_write_plain(
         every_written = every_written & pte
         some_written = some_written | pte
         beyond_written = beyond_written | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
-        arrays.hmm_pfns[page + i] = plain_word(pte)
+        arrays.hmm_pfns[page + i] = plain_word(pte, walk.shadow_stack)
     plain_seen = ZERO
     if (every_seen & granted) == granted and (some_seen & PAGE_SPECIAL) == ZERO and not beyond_seen:
         plain_seen = ONE
@@ -229,7 +230,7 @@ def write_leaf(
             every = every & pte
             some = some | pte
             beyond = beyond | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
-            arrays.hmm_pfns[page + i] = plain_word(pte)
+            arrays.hmm_pfns[page + i] = plain_word(pte, walk.shadow_stack)
         if (every & PAGE_PRESENT) != ZERO and (some & PAGE_SPECIAL) == ZERO and not beyond:
             return
     for i in range(count):
@@ -237,7 +238,33 @@ def write_leaf(
     write_owned(row, slot, count, page, walk, arrays)
 
 
-@shared("uint64(uint64)")
-def plain_word(pte: np.uint64) -> np.uint64:
+@shared("uint64(uint64, uint64)")
+def plain_word(pte: np.uint64, shadow_stack: np.uint64) -> np.uint64:
     """ownerless_word of a PTE that is present, not special and not beyond the memory map."""
-    return ((pte & PTE_PFN_MASK) >> PAGE_SHIFT) | HMM_PFN_VALID | ((pte & PAGE_RW) << _RW_TO_WRITE)
+    write = ((pte & PAGE_RW) << _RW_TO_WRITE) | ((pte & shadow_stack) << _DIRTY_TO_WRITE)
+    return ((pte & PTE_PFN_MASK) >> PAGE_SHIFT) | HMM_PFN_VALID | write
+
+
+@shared("boolean(uint64, uint64, Walk, Arrays)")
+def keeps_input(page: np.uint64, count: np.uint64, walk: Walk, arrays: Arrays) -> Truth:
+    """True if one of ``count`` input words has a bit that its output keeps.
+
+    Hardly ever: only a caller that goes on using words which it mapped for DMA sets one.  So loops that
+    write need not look at inputs.
+    """
+    if walk.hmm_pfn_sticky == ZERO:
+        return False
+    some = ZERO
+    for i in range(count):
+        some = some | arrays.hmm_pfns[page + i]
+    return (some & walk.hmm_pfn_sticky) != ZERO
+
+
+@shared("void(uint64, uint64, uint64, uint64, Walk, Arrays)")
+def write_leaf_beside_input(
+    row: np.uint64, slot: np.uint64, count: np.uint64, page: np.uint64, walk: Walk, arrays: Arrays
+) -> None:
+    """write_leaf where input words have bits that are kept."""
+    for i in range(count):
+        kept = arrays.hmm_pfns[page + i] & walk.hmm_pfn_sticky
+        arrays.hmm_pfns[page + i] = kept | pte_word(arrays.leaf[row, slot + i], walk, arrays.owners)

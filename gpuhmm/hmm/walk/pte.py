@@ -1,6 +1,6 @@
 """The decision about one PTE: the word that a device gets, and what stops the walk there.
 
-Source: mm/hmm.c:hmm_vma_handle_pte (v5.18, v6.1), mm/memory.c:vm_normal_page.
+Source: mm/hmm.c:hmm_vma_handle_pte (v5.18 to v7.3), mm/memory.c:vm_normal_page.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gpuhmm.mm.x86 import (
     entry_devmap,
     entry_none,
     entry_protnone,
-    entry_write,
     pte_pfn,
     pte_present,
     pte_special,
+    pte_write,
     swp_offset,
     swp_type,
 )
@@ -42,28 +42,37 @@ _END = U64(1)
 _OWNER = U64(2)
 
 
-@shared("uint64(uint64)")
-def pte_to_hmm_pfn_flags(pte: np.uint64) -> np.uint64:
+@shared("uint64(uint64, Walk)")
+def pte_to_hmm_pfn_flags(pte: np.uint64, walk: Walk) -> np.uint64:
     """Return VALID and WRITE as the CPU's entry grants them; also for a hugetlb entry."""
     if entry_none(pte) or not pte_present(pte) or entry_protnone(pte):
         return _ZERO
-    if entry_write(pte):
+    if pte_write(pte, walk.shadow_stack):
         return HMM_PFN_VALID | HMM_PFN_WRITE
     return HMM_PFN_VALID
 
 
 @shared("boolean(uint64, Walk)")
 def pte_is_hole(pte: np.uint64, walk: Walk) -> Truth:
-    """pte_none, and a PTE marker where the kernel takes it for none (pte_none_mostly)."""
-    return entry_none(pte) or (not pte_present(pte) and swp_type(pte) == walk.pte_marker)
+    """pte_none, and a PTE marker that the kernel takes for none (pte_none_mostly; v6.19: uffd-wp only)."""
+    if entry_none(pte):
+        return True
+    if pte_present(pte) or swp_type(pte) != walk.pte_marker:
+        return False
+    return walk.pte_marker_empty == _ZERO or (swp_offset(pte) & walk.pte_marker_empty) != _ZERO
 
 
 @shared("boolean(uint64, Walk)")
 def has_no_page(pte: np.uint64, walk: Walk) -> Truth:
-    """True for a present PTE that no device may map: no struct page, no DAX, not the zero page."""
+    """True for a present PTE that no device may map: no struct page, no DAX, not the zero page.
+
+    From v6.17 on there is no DAX bit: such pages are ordinary ones.
+    """
     pfn = pte_pfn(pte)
     return (
-        (pte_special(pte) or pfn > walk.highest_memmap_pfn) and not entry_devmap(pte) and pfn != walk.zero_pfn
+        (pte_special(pte) or pfn > walk.highest_memmap_pfn)
+        and not entry_devmap(pte, walk.page_devmap)
+        and pfn != walk.zero_pfn
     )
 
 
@@ -76,7 +85,7 @@ def is_device_private(pte: np.uint64, walk: Walk) -> Truth:
 
 @shared("boolean(uint64, Walk, Array2)")
 def is_own_device_private(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) -> Truth:
-    """True if the page belongs to ``dev_private_owner``; a PFN that nobody owns never does."""
+    """True if the page of a PTE or PMD is of ``dev_private_owner``; a PFN that nobody owns never is."""
     if not is_device_private(pte, walk):
         return False
     pfn = swp_offset(pte) & walk.swp_pfn_mask
@@ -103,7 +112,16 @@ def ownerless_word(pte: np.uint64, walk: Walk) -> np.uint64:
         return _ZERO
     if has_no_page(pte, walk):
         return HMM_PFN_ERROR
-    return pte_pfn(pte) | pte_to_hmm_pfn_flags(pte)
+    return pte_pfn(pte) | pte_to_hmm_pfn_flags(pte, walk)
+
+
+@shared("uint64(uint64, Walk)")
+def device_private_word(entry: np.uint64, walk: Walk) -> np.uint64:
+    """Return PFN, VALID and WRITE of a device-private entry, a PTE or a PMD."""
+    word = (swp_offset(entry) & walk.swp_pfn_mask) | HMM_PFN_VALID
+    if swp_type(entry) == walk.device_write:
+        return word | HMM_PFN_WRITE
+    return word
 
 
 @shared("uint64(uint64, Walk, Array2)")
@@ -111,10 +129,7 @@ def pte_word(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) -> np.u
     """Return the HMM_PFN word of a page at which the walk does not stop."""
     if pte_present(pte) or pte_is_hole(pte, walk) or not is_own_device_private(pte, walk, owners):
         return ownerless_word(pte, walk)
-    word = (swp_offset(pte) & walk.swp_pfn_mask) | HMM_PFN_VALID
-    if swp_type(pte) == walk.device_write:
-        return word | HMM_PFN_WRITE
-    return word
+    return device_private_word(pte, walk)
 
 
 @shared("boolean(uint64, uint64, Walk)")
@@ -140,7 +155,8 @@ def pte_stop(
         return ACTION_FAULT, asked
     if not pte_present(pte):
         return swap_pte_stop(pte, walk, owners), asked
-    need = hmm_pte_need_fault(request, pte_to_hmm_pfn_flags(pte), walk.default_flags, walk.pfn_flags_mask)
+    cpu_flags = pte_to_hmm_pfn_flags(pte, walk)
+    need = hmm_pte_need_fault(request, cpu_flags, walk.default_flags, walk.pfn_flags_mask)
     if need != _ZERO:
         return ACTION_FAULT, need
     return ACTION_EFAULT, asked  # only has_no_page is left
@@ -153,6 +169,8 @@ def swap_pte_stop(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) ->
         return ACTION_NONE
     kind = swp_type(pte)
     if kind < walk.max_swapfiles:
+        if walk.typeless_swap_entry != _ZERO and kind == _ZERO and swp_offset(pte) == _ZERO:
+            return ACTION_EFAULT
         return ACTION_FAULT
     if kind == walk.device_exclusive_write or kind == walk.device_exclusive_read:
         return ACTION_FAULT

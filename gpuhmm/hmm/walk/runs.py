@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from gpuhmm.hmm.walk.constants import Walk
 from gpuhmm.hmm.walk.extent import KIND_FORCED, KIND_LEAF, Extent
-from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_VALID, hmm_pte_need_fault
+from gpuhmm.hmm.words import HMM_PFN_VALID, hmm_pte_need_fault
 from gpuhmm.mm.x86 import ONE, U64, ZERO, Truth
 from gpuhmm.shared import shared
 
@@ -20,7 +20,8 @@ EXTENT_ROW = U64(3)
 EXTENT_WORD = U64(4)
 EXTENT_STEP = U64(5)
 
-_PAGE_BEHIND = ~HMM_PFN_FLAGS | HMM_PFN_VALID
+#: VALID, and the bits of a PFN in every layout of words; no PFN of a word has more (:mod:`gpuhmm.hmm.words`).
+_PAGE_BEHIND = HMM_PFN_VALID | U64((1 << 53) - 1)
 
 
 @shared("boolean(uint64)")

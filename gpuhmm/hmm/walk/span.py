@@ -14,11 +14,13 @@ from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, Exte
 from gpuhmm.hmm.walk.leaf import (
     TABLE_PAGES,
     granted_to_all,
+    keeps_input,
     leaf_stop,
     look_and_write_mixed,
     look_and_write_plain,
     seem_plain,
     write_leaf,
+    write_leaf_beside_input,
 )
 from gpuhmm.hmm.walk.pte import pte_stop
 from gpuhmm.hmm.words import hmm_pte_need_fault
@@ -89,13 +91,21 @@ def write_words(
             end = past
         page = (va - walk.start) >> PAGE_SHIFT
         count = (end - va) >> PAGE_SHIFT
-        if extent.kind == KIND_LEAF:
-            slot = (va >> PAGE_SHIFT) & INDEX_MASK
-            write_leaf(extent.row, slot, count, page, walk, arrays)
-        elif extent.kind == KIND_FORCED:
+        if extent.kind == KIND_FORCED:
             return extent.start
+        keeps = keeps_input(page, count, walk, arrays)
+        word = extent.word + ((va - extent.start) >> PAGE_SHIFT) * extent.step
+        slot = (va >> PAGE_SHIFT) & INDEX_MASK
+        if extent.kind == KIND_LEAF:
+            if keeps:
+                write_leaf_beside_input(extent.row, slot, count, page, walk, arrays)
+            else:
+                write_leaf(extent.row, slot, count, page, walk, arrays)
+        elif keeps:
+            for i in range(count):
+                kept = arrays.hmm_pfns[page + i] & walk.hmm_pfn_sticky
+                arrays.hmm_pfns[page + i] = kept | (word + i * extent.step)
         else:
-            word = extent.word + ((va - extent.start) >> PAGE_SHIFT) * extent.step
             for i in range(count):
                 arrays.hmm_pfns[page + i] = word + i * extent.step
         va = end
@@ -124,6 +134,8 @@ def look_and_write_tables(
     if written.start != write or written.end - write != PMD_SIZE:
         return ZERO, ZERO
     page = (write - walk.start) >> PAGE_SHIFT
+    if keeps_input(page, TABLE_PAGES, walk, arrays):
+        return ZERO, ZERO
     granted = granted_to_all(walk)
     if not seem_plain(seen.row, written.row, granted, walk, arrays):
         look_page = (look - walk.start) >> PAGE_SHIFT

@@ -1,4 +1,4 @@
-"""Preprocessing of recorded fault traces: faults a second, beside a copy of the same bytes in the same run.
+"""Preprocessing of recorded fault traces: faults a second, next to a copy of the same bytes in one run.
 
     python benchmarks/coalesce.py [--faults N] [--batch 256 ...] [--rules uvm] [--repeats N] [--json]
 

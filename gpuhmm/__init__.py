@@ -15,8 +15,8 @@ from gpuhmm.errors import (
 )
 from gpuhmm.hmm.backends import BackendInfo, hmm_range_fault, hmm_range_fault_runs, resolve_backend
 from gpuhmm.hmm.batch import HmmRangeBatch, hmm_range_fault_batch
-from gpuhmm.hmm.loop import MirroredRange, MirroredRuns, range_fault, range_runs
-from gpuhmm.hmm.pieces import range_fault_pieces
+from gpuhmm.hmm.loop import range_fault, range_fault_pieces, range_runs
+from gpuhmm.hmm.mirrored import MirroredRange, MirroredRuns
 from gpuhmm.hmm.ranges import HmmRange, RangeStats
 from gpuhmm.hmm.runs import HmmRuns, expand_runs, runs_of_words
 from gpuhmm.hmm.unlocked import hmm_range_fault_unlocked_timeout

@@ -12,14 +12,15 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: Old name, without ``gpuhmm.``, and new one; what lies below moves along.
+#: Old name, without ``gpuhmm.``, and new one; what lies below moves along.  The first that fits counts.
 MOVED = {
     "adapters": "dump",
     "coalesce.uvm": "coalesce.drivers.uvm",
+    "fault.entry": "mm.entry",
     "fault": "memory.fault",
     "fault_model": "memory.fault.model",
     "machine": "memory.pages",
-    "process.walk": "capture.walk",
+    "process.walk": "process",
     "space": "memory.space",
     "vma": "mm.vma",
 }

@@ -24,6 +24,22 @@ def test_import_and_reference_need_no_compiler():
     assert done.returncode == 0, done.stderr
 
 
+MOVED = """
+import gpuhmm
+from gpuhmm.fault.entry import NONE, RW, UFFD_WP, A, D, P
+from gpuhmm.fault import cow
+import gpuhmm.memory.fault.cow, gpuhmm.mm.entry
+assert (P, RW, A, D, NONE, UFFD_WP) == (1, 2, 0x20, 0x40, 0x60, 0x400)
+assert gpuhmm.fault.entry is gpuhmm.mm.entry
+assert cow is gpuhmm.memory.fault.cow
+"""
+
+
+def test_old_names_find_what_moved():
+    done = subprocess.run([sys.executable, "-c", MOVED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
     """Return a small package whose sources the cache looks at."""

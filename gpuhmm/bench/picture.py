@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuhmm.bench.timing import Row
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.figure import new_figure, save_figure
 
 #: The workload that is drawn: what all walkers can do.
 DRAWN = "dense-4k"
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Write PNG or SVG, by suffix, beside ``path`` and rename it.
+    """Draw the rows into ``path``; suffixes and errors as of :mod:`gpuhmm.results.figure`.
 
-    RuntimeError without matplotlib, ValueError if no row of the drawn workload is there.
+    ValueError if no row of the drawn workload is there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RuntimeError("a picture needs matplotlib: pip install 'gpuhmm[out]'") from None
     chosen = [row for row in rows if row.workload == DRAWN]
     if not chosen:
         raise ValueError(f"a picture shows the workload {DRAWN}, which was not measured")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5, layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
     for walker in dict.fromkeys(row.walker for row in chosen):
         points = sorted((row.pages, row.pages_per_second) for row in chosen if row.walker == walker)
@@ -36,6 +32,4 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.set_title(f"hmm_range_fault(), {DRAWN}, a snapshot")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        figure.savefig(beside, dpi=150, format=path.suffix[1:])
+    save_figure(figure, path)

@@ -54,7 +54,7 @@ def report(backends: list[BackendInfo], rows: list[Row]) -> BenchReport:
 
 
 def write_json(made: BenchReport, path: Path) -> None:
-    """Write a report beside ``path`` and rename it."""
+    """Write a report next to ``path`` and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as beside:
         beside.write_text(as_json(made))

@@ -18,16 +18,17 @@ from gpuhmm.bench.baselines import BASELINES
 from gpuhmm.bench.cuda_cpp import cuda_cpp_stream
 from gpuhmm.bench.peers import PEER_WORKLOADS, PEERS
 from gpuhmm.bench.workloads import BASE, READ, WRITE, Workload, dense, random_pfns
+from gpuhmm.capture import Capture
 from gpuhmm.hmm.backends import hmm_range_fault, hmm_range_fault_runs
 from gpuhmm.hmm.batch import HmmRangeBatch, hmm_range_fault_batch
-from gpuhmm.hmm.loop import MirroredRange
-from gpuhmm.hmm.pieces import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.hmm.loop import DEFAULT_MEMORY, range_fault_pieces
+from gpuhmm.hmm.mirrored import MirroredRange
 from gpuhmm.hmm.ranges import HmmRange
 from gpuhmm.hmm.runs import HmmRuns
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.x86 import PAGE_PRESENT
-from gpuhmm.process import ProcessCapture, read_process
+from gpuhmm.process import read_process
 from gpuhmm.snapshot import load_snapshot
 
 #: Pages of a fault storm at most: a model in Python serves them one by one.
@@ -208,7 +209,7 @@ def time_snapshot(path: Path, backend: str, rounds: int) -> Iterator[Row]:
     yield from _time_capture("snapshot", load_snapshot(path).as_capture(), backend, rounds)
 
 
-def _time_capture(workload: str, capture: ProcessCapture, backend: str, rounds: int) -> Iterator[Row]:
+def _time_capture(workload: str, capture: Capture, backend: str, rounds: int) -> Iterator[Row]:
     """Yield the walk of all mappings in one call, as runs, and of all populated windows in one, as words."""
     mm, start, end = capture.space, capture.start, capture.end
     notifier = mm.notifier(start, end)

@@ -10,6 +10,7 @@ import numpy as np
 from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm import x86
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import VM_HUGETLB, VM_PFNMAP, VM_READ, VM_WRITE
 
@@ -70,7 +71,7 @@ def fragmented(npages: int) -> AddressSpace:
     """Pages present, read-only, zero, swapped out and absent, mixed at random."""
     mm = dense(npages)
     leaf = mm.page_tables.leaf.reshape(-1)
-    swap = np.uint64(x86.encode_swap(3, 0x1234))
+    swap = np.uint64(encode_swap(3, 0x1234))
     zero = np.uint64(mm.zero_pfn << 12) | x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_SPECIAL
     rng = np.random.default_rng(2)
     for first in range(0, len(leaf), _PIECE):

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.capture.mapping import Mapping
-from gpuhmm.capture.record import Identity, ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma
 from gpuhmm.mm.x86 import KNL_ERRATUM_MASK, PAGE_PRESENT, PAGE_PROTNONE
 from gpuhmm.translation import mappings
 from gpuhmm.translation.slots import parts, user_limit
 
-#: Where the write bit comes from, beside the rule of live processes.
+#: Where the write bit comes from; live processes have a rule of their own.
 ENTRIES_WRITE_RULE = "read from the entries"
 
 _LETTERS = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
@@ -34,8 +34,8 @@ def capture_of_space(
     start: int = 0,
     end: int | None = None,
     seconds: float = 0.0,
-) -> ProcessCapture:
-    """Return a capture of an address space whose areas are ``named``, which may hold names beside them.
+) -> Capture:
+    """Return a capture of an address space whose areas are ``named``, which may hold names as well.
 
     ValueError where no mapping lies in ``[start, end)``.
     """
@@ -48,8 +48,7 @@ def capture_of_space(
         raise ValueError(f"{source} has no mapping in [{start:#x}, {'the end' if end is None else hex(end)})")
     end = inside[-1].end if end is None else end
     windows, with_swap = _windows(space, start, end)
-    return ProcessCapture(
-        identity=Identity(0, "", "", 0, False),
+    return Capture(
         space=space,
         start=start,
         end=end,
@@ -57,26 +56,21 @@ def capture_of_space(
         resident=_resident(space, inside),
         windows=windows,
         windows_with_swap=with_swap,
-        left_out=[],
         pfns_real=True,
-        pagemap_scan=False,
-        kpageflags=False,
-        changed=False,
-        seconds=seconds,
-        notes=notes,
-        kernel_release="",
         write_rule=ENTRIES_WRITE_RULE,
-        source=source,
+        seconds=seconds,
         origin=origin,
+        source=source,
+        notes=notes,
     )
 
 
-def cut_capture(capture: ProcessCapture, start: int, end: int | None) -> ProcessCapture:
+def cut_capture(capture: Capture, start: int, end: int | None) -> Capture:
     """Return a capture cut to ``[start, end)`` bytes.  ValueError where no mapping lies in it."""
     cut = capture_of_space(
         capture.space,
         capture.mappings,
-        source=capture.source or f"the capture of pid {capture.identity.pid}",
+        source=capture.title,
         notes=capture.notes,
         origin=capture.origin,
         start=max(start, capture.start),

@@ -1,9 +1,8 @@
-"""The record of what was read: the address space of a process, a dump or a snapshot."""
+"""The record of what was read: an address space, whatever it was read of."""
 
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,17 +32,34 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class ProcessCapture:
-    """A process's memory as it was read.
+class LiveProcess:
+    """A process that ran while it was read: who it was, and what /proc gave and did not give.
 
-    ``mappings`` are the user mappings cut to ``[start, end)``, ``resident`` their present pages of
-    4 KiB as pagemap counts them, ``windows`` the 2 MiB windows that hold anything (int64[n], ascending),
-    and ``windows_with_swap`` those of them with entries that are not present.
-    ``pfns_real`` is false where the kernel hid them and they are numbers of ours.  ``source`` says in
-    words what was read where it is no live process, ``origin`` the same for machines.
+    ``kernel_release`` is that of the running kernel.  ``left_out`` names the mappings in the kernel's half.
+    ``changed`` is true where the process was seen to change meanwhile.  ``pagemap_scan`` and ``kpageflags``
+    tell whether these were used.
     """
 
     identity: Identity
+    kernel_release: str
+    left_out: list[str]
+    changed: bool
+    pagemap_scan: bool
+    kpageflags: bool
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The memory of a process, a dump or a snapshot as it was read, over ``[start, end)`` bytes.
+
+    ``mappings`` are the user mappings cut to ``[start, end)``, ``resident`` their present pages of
+    4 KiB, ``windows`` the 2 MiB windows that hold anything (int64[n], ascending), and
+    ``windows_with_swap`` those of them with entries that are not present.  ``pfns_real`` is false where
+    the kernel hid them and they are numbers of ours.  ``write_rule`` says where the write bit comes from.
+    ``source`` says in words what was read, and is empty for a process that was read just now; ``origin``
+    says it for machines.  ``process`` is None where no live process was read.
+    """
+
     space: AddressSpace
     start: int
     end: int
@@ -51,17 +67,20 @@ class ProcessCapture:
     resident: list[int]
     windows: Indexes
     windows_with_swap: Indexes
-    left_out: list[str]
     pfns_real: bool
-    pagemap_scan: bool
-    kpageflags: bool
-    changed: bool
-    seconds: float
     write_rule: str
-    notes: list[str] = field(default_factory=list)
-    kernel_release: str = field(default_factory=platform.release)
+    seconds: float
+    origin: dict[str, Any]
     source: str = ""
-    origin: dict[str, Any] = field(default_factory=lambda: {"kind": "process"})
+    notes: list[str] = field(default_factory=list)
+    process: LiveProcess | None = None
+
+    @property
+    def title(self) -> str:
+        """What was read, in words."""
+        if self.process is None or self.source:
+            return self.source
+        return f"pid {self.process.identity.pid} ({self.process.identity.command})"
 
     def swap_windows(self, start: int, end: int) -> list[int]:
         """Return which windows that overlap ``[start, end)`` have entries that are not present."""

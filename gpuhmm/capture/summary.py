@@ -1,14 +1,15 @@
-"""What ``gpuhmm walk`` says about a process: one record for the table and for JSON alike."""
+"""What ``gpuhmm walk`` says about a capture: one record for the table and for JSON alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from gpuhmm.capture.mapping import Mapping
-from gpuhmm.capture.record import ProcessCapture
-from gpuhmm.capture.walk import PreparedBackend, ProcessWalk, WalkedMapping, walk_process
+from gpuhmm.capture.record import Capture, LiveProcess
+from gpuhmm.capture.walk import CaptureWalk, PreparedBackend, WalkedMapping, walk_capture
 from gpuhmm.hmm.runs import Runs
 from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.memory.space import AddressSpace
@@ -58,23 +59,23 @@ class MappingSummary:
 
 
 @dataclass(frozen=True)
-class ProcessSummary:
-    """A process's walk in numbers."""
+class CaptureSummary:
+    """A capture's walk in numbers; what only a live process has is None without one."""
 
-    pid: int
-    command: str
+    pid: int | None
+    command: str | None
     source: str
-    kernel: str
+    kernel: str | None
     profile: str
     start: int
     end: int
     request: str
     faults_modelled: bool
-    stopped: bool
-    changed: bool
+    stopped: bool | None
+    changed: bool | None
     pfns: str
-    pagemap_scan: bool
-    kpageflags: bool
+    pagemap_scan: bool | None
+    kpageflags: bool | None
     write_rule: str
     backend: str
     device: str
@@ -85,47 +86,41 @@ class ProcessSummary:
     pages_per_second: float
     calls: int
     table_pages: int
-    left_out: list[str]
+    left_out: list[str] | None
     notes: list[str]
     total: PageCounts
     mappings: list[MappingSummary]
 
 
 def summarize(
-    capture: ProcessCapture,
+    capture: Capture,
     *,
     request: str = "none",
     backend: str | PreparedBackend = "auto",
     stopped: bool = False,
-) -> ProcessSummary:
-    """Walk ``capture`` (see :func:`walk_process`) and return what is to be said about it.
+) -> CaptureSummary:
+    """Walk ``capture`` (see :func:`walk_capture`) and return what is to be said about it.
 
     ``stopped`` tells whether the process was, while it was read.
     """
-    return summary_of(capture, walk_process(capture, request=request, backend=backend), stopped=stopped)
+    return summary_of(capture, walk_capture(capture, request=request, backend=backend), stopped=stopped)
 
 
-def summary_of(capture: ProcessCapture, walk: ProcessWalk, *, stopped: bool = False) -> ProcessSummary:
+def summary_of(capture: Capture, walk: CaptureWalk, *, stopped: bool = False) -> CaptureSummary:
     """Return what is to be said about a capture that was walked."""
     mappings = [
         _mapping(capture, mapping, resident, walked)
         for mapping, resident, walked in zip(capture.mappings, capture.resident, walk.mappings, strict=True)
     ]
-    return ProcessSummary(
-        pid=capture.identity.pid,
-        command=capture.identity.command,
+    return CaptureSummary(
+        **_of_process(capture.process, stopped),
         source=capture.source,
-        kernel=capture.kernel_release,
         profile=capture.space.kernel.name,
         start=capture.start,
         end=capture.end,
         request=walk.request,
         faults_modelled=walk.request != "none",
-        stopped=stopped,
-        changed=capture.changed,
         pfns="real" if capture.pfns_real else "numbered",
-        pagemap_scan=capture.pagemap_scan,
-        kpageflags=capture.kpageflags,
         write_rule=capture.write_rule,
         backend=walk.backend.name,
         device=walk.backend.device,
@@ -136,16 +131,31 @@ def summary_of(capture: ProcessCapture, walk: ProcessWalk, *, stopped: bool = Fa
         pages_per_second=walk.pages / walk.seconds if walk.seconds else 0.0,
         calls=walk.calls,
         table_pages=len(capture.space.page_tables.where),
-        left_out=capture.left_out,
         notes=[*capture.notes, *_warnings(capture, walk, stopped)],
         total=_total([mapping.counts for mapping in mappings]),
         mappings=mappings,
     )
 
 
-def _mapping(
-    capture: ProcessCapture, mapping: Mapping, resident: int, walked: WalkedMapping
-) -> MappingSummary:
+def _of_process(process: LiveProcess | None, stopped: bool) -> dict[str, Any]:
+    """Return what is said about a live process, None in each field where there was none."""
+    if process is None:
+        return dict.fromkeys(
+            ("pid", "command", "kernel", "stopped", "changed", "pagemap_scan", "kpageflags", "left_out")
+        )
+    return {
+        "pid": process.identity.pid,
+        "command": process.identity.command,
+        "kernel": process.kernel_release,
+        "stopped": stopped,
+        "changed": process.changed,
+        "pagemap_scan": process.pagemap_scan,
+        "kpageflags": process.kpageflags,
+        "left_out": process.left_out,
+    }
+
+
+def _mapping(capture: Capture, mapping: Mapping, resident: int, walked: WalkedMapping) -> MappingSummary:
     runs = walked.runs
     valid = runs[(runs["flags"] & HMM_PFN_VALID) != 0]
     present = _pages(valid)
@@ -182,7 +192,7 @@ def _pages(runs: Runs) -> int:
     return int(runs["npages"].sum())
 
 
-def _not_present(capture: ProcessCapture, mapping: Mapping) -> tuple[int, int]:
+def _not_present(capture: Capture, mapping: Mapping) -> tuple[int, int]:
     """Return how many pages are swapped out, and how many entries mean something else, after the walk."""
     swapped = special = 0
     for window in capture.swap_windows(mapping.start, mapping.end):
@@ -212,18 +222,21 @@ def _total(counts: list[PageCounts]) -> PageCounts:
     )
 
 
-def _warnings(capture: ProcessCapture, walk: ProcessWalk, stopped: bool) -> list[str]:
+def _warnings(capture: Capture, walk: CaptureWalk, stopped: bool) -> list[str]:
     said = []
     if walk.request != "none":
         said.append(
             f"faults of --request {walk.request} were modelled on a copy of the page tables; "
             "none was made in the process"
         )
-    if capture.left_out:
-        said.append(f"left out, in the kernel's half: {', '.join(capture.left_out)}")
-    if capture.changed and capture.identity.is_self and not capture.source:
+    process = capture.process
+    if process is None:
+        return said
+    if process.left_out:
+        said.append(f"left out, in the kernel's half: {', '.join(process.left_out)}")
+    if process.changed and process.identity.is_self and not capture.source:
         said.append("this command read itself, and so its mappings changed while they were read")
-    elif capture.changed:
+    elif process.changed:
         said.append(
             "the process changed while it was read"
             + (": " if stopped or capture.source else "; --stop keeps it still: ")

@@ -1,4 +1,4 @@
-"""The walk of a captured process: ``hmm_range_fault()`` over everything that was read, as runs.
+"""The walk of a capture: ``hmm_range_fault()`` over everything that was read, as runs.
 
 A snapshot is one call for the whole range, gaps between mappings included.  A request is one call for
 each mapping, so that one that cannot be faulted does not end the others.
@@ -6,6 +6,7 @@ each mapping, so that one that cannot be faulted does not end the others.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from errno import EBUSY, errorcode
@@ -13,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuhmm.capture.record import ProcessCapture
-from gpuhmm.hmm.backends import BackendInfo, hmm_range_fault_runs, resolve_backend
-from gpuhmm.hmm.loop import REQUESTS
+from gpuhmm.capture.record import Capture
+from gpuhmm.hmm.backends import BackendInfo, resolve_backend, walk_runs
+from gpuhmm.hmm.loop import REQUESTS, tries
 from gpuhmm.hmm.ranges import RangeStats
 from gpuhmm.hmm.runs import HmmRuns, Runs, clip_runs
 from gpuhmm.memory.space import AddressSpace
@@ -39,7 +40,7 @@ class WalkedMapping:
 
 
 @dataclass(frozen=True)
-class ProcessWalk:
+class CaptureWalk:
     """All mappings of a capture, walked; ``seconds`` holds the walk alone, ``pages`` are of 4 KiB."""
 
     request: str
@@ -68,13 +69,13 @@ def prepare(backend: str) -> PreparedBackend:
     mm.mmap(1 << 30, (1 << 30) + (npages << 12), VM_READ | VM_WRITE)
     mm.map_pfns(1 << 30, np.arange(1, npages, dtype=np.uint64))
     for request, pages in (("none", npages), ("none", 1), ("read", npages), ("read", npages)):
-        assert _call(mm, 1 << 30, (1 << 30) + (pages << 12), request, info.name).ret == 0
+        assert _call(mm, 1 << 30, (1 << 30) + (pages << 12), request, info).ret == 0
     return PreparedBackend(info, time.perf_counter() - begun)
 
 
-def walk_process(
-    capture: ProcessCapture, *, request: str = "none", backend: str | PreparedBackend = "auto"
-) -> ProcessWalk:
+def walk_capture(
+    capture: Capture, *, request: str = "none", backend: str | PreparedBackend = "auto"
+) -> CaptureWalk:
     """Walk everything that was captured and return the runs of each mapping.
 
     ``request`` is ``none``, ``read`` or ``write``, for every page; what it faults changes
@@ -87,12 +88,12 @@ def walk_process(
         _check_size(capture)
     ready = prepare(backend) if isinstance(backend, str) else backend
     pages, calls, seconds, mappings = (_snapshot if request == "none" else _requests)(
-        capture, request, ready.info.name
+        capture, request, ready.info
     )
-    return ProcessWalk(request, ready.info, pages, calls, seconds, ready.seconds, mappings)
+    return CaptureWalk(request, ready.info, pages, calls, seconds, ready.seconds, mappings)
 
 
-def _check_size(capture: ProcessCapture) -> None:
+def _check_size(capture: Capture) -> None:
     pages = sum(mapping.npages for mapping in capture.mappings if not mapping.rejected)
     if pages > MAX_REQUEST_PAGES:
         raise ValueError(
@@ -105,9 +106,9 @@ def _check_size(capture: ProcessCapture) -> None:
 _Walked = tuple[int, int, float, list[WalkedMapping]]
 
 
-def _snapshot(capture: ProcessCapture, request: str, backend: str) -> _Walked:
+def _snapshot(capture: Capture, request: str, info: BackendInfo) -> _Walked:
     """Walk the whole range in one call; the pages that count are those of windows that hold anything."""
-    call = _call(capture.space, capture.start, capture.end, request, backend)
+    call = _call(capture.space, capture.start, capture.end, request, info)
     walked = [
         WalkedMapping(clip_runs(call.runs, mapping.start, mapping.end), 0, None)
         for mapping in capture.mappings
@@ -117,17 +118,17 @@ def _snapshot(capture: ProcessCapture, request: str, backend: str) -> _Walked:
     return int(np.maximum(pasts - firsts, 0).sum()) >> 12, 1, call.seconds, walked
 
 
-def _requests(capture: ProcessCapture, request: str, backend: str) -> _Walked:
+def _requests(capture: Capture, request: str, info: BackendInfo) -> _Walked:
     """Walk each mapping from end to end."""
     pages = 0
     seconds = 0.0
     walked = []
     for mapping in capture.mappings:
-        call = _call(capture.space, mapping.start, mapping.end, request, backend)
+        call = _call(capture.space, mapping.start, mapping.end, request, info)
         seconds += call.seconds
         runs, error = call.runs, None
         if call.ret:
-            runs = _call(capture.space, mapping.start, mapping.end, "none", backend).runs
+            runs = _call(capture.space, mapping.start, mapping.end, "none", info).runs
             error = errorcode.get(-call.ret, str(-call.ret))
         else:
             pages += mapping.npages
@@ -144,22 +145,23 @@ class _Call(NamedTuple):
     seconds: float
 
 
-def _call(mm: AddressSpace, start: int, end: int, request: str, backend: str) -> _Call:
+def _call(mm: AddressSpace, start: int, end: int, request: str, info: BackendInfo) -> _Call:
     begun = time.perf_counter()
     notifier = mm.notifier(start, end)
     stats = RangeStats()
     try:
-        while True:
+        for seq in tries(notifier, math.inf):
             wanted = HmmRuns(
                 notifier,
                 start,
                 end,
-                notifier_seq=notifier.read_begin(),
+                notifier_seq=seq,
                 default_flags=REQUESTS[request],
                 stats=stats,
             )
-            ret = hmm_range_fault_runs(wanted, backend=backend)
+            ret = walk_runs(wanted, info)
             if ret != -EBUSY:
-                return _Call(ret, wanted.runs, stats, time.perf_counter() - begun)
+                break
+        return _Call(ret, wanted.runs, stats, time.perf_counter() - begun)
     finally:
         notifier.remove()

@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass
 class Campaign:
-    """Holds ``backend`` against ``against``; saves what differs under ``save``.
+    """Compares ``backend`` with ``against``; saves what differs under ``save``.
 
     Cases of more than ``max_pages`` pages are left out and counted in ``left_out``.  Random cases are of
     ``kernel``, or each of any.
@@ -45,7 +45,7 @@ class Campaign:
     findings: list[Finding] = field(default_factory=list)
 
     def check_recorded(self, case: Case) -> None:
-        """Hold both back ends against what is recorded."""
+        """Compare both back ends with what is recorded."""
         if case.npages > self.max_pages:
             self.left_out += 1
             return
@@ -61,7 +61,7 @@ class Campaign:
                 self._keep(case, found)
 
     def check_random(self, seed: int) -> None:
-        """Hold the back ends against each other in the random case of that seed."""
+        """Compare the back ends with each other in the random case of that seed."""
         case = random_case(Random(seed), f"random case {seed}", min(self.max_pages, 1 << 19), self.kernel)
         self.checked += 1
         found = self._compare(case)

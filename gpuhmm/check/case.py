@@ -52,8 +52,8 @@ class Case:
     ``vmas`` is uint64[n, 4] (start, end, flags, page shift), ``table_pfns`` uint64[t] with the root
     first, ``table_entries`` uint64[e, 3] (place in ``table_pfns``, slot, raw entry), ``device_owners``
     uint64[d, 3] (first PFN, end PFN, owner).  ``invalidate_after`` events (-1: never) the range is
-    invalidated.  ``shstk``: the CPU has user shadow stacks.  ``recorded`` is what is known to be right; without it, ``fault_seed`` tells
-    :class:`gpuhmm.check.fault_script.ImprovisedFaults` how faults go.
+    invalidated.  ``shstk``: the CPU has user shadow stacks.  ``recorded`` is what is known to be right;
+    without it, ``fault_seed`` tells :class:`gpuhmm.check.fault_script.ImprovisedFaults` how faults go.
     """
 
     name: str

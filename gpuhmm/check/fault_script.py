@@ -1,6 +1,6 @@
 """Fault handlers for checks: one that answers from a record, one that makes its answers up.
 
-Both note every call and every store, so that two back ends can be held to the same sequence.
+Both note every call and every store, so that the sequences of two back ends can be compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpuhmm.check.case import (
     no_rows,
 )
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm import x86
+from gpuhmm.mm.entry import NONE, NX, PFN, PROTNONE, PSE, RW, SPECIAL, TABLE, USER, A, P, encode_swap
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_COMPLETED,
@@ -39,15 +39,7 @@ from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import level_shift
 
-_P = int(x86.PAGE_PRESENT)
-_RW = int(x86.PAGE_RW)
-_PSE = int(x86.PAGE_PSE)
-_PROTNONE = int(x86.PAGE_PROTNONE)
-_SPECIAL = int(x86.PAGE_SPECIAL)
-_NONE = int(x86.KNL_ERRATUM_MASK)
-_TABLE = int(x86.PAGE_TABLE)
-_PRESENT = _P | int(x86.PAGE_USER | x86.PAGE_ACCESSED | x86.PAGE_NX)
-_PFN = int(x86.PTE_PFN_MASK)
+_PRESENT = P | USER | A | NX
 
 _ERRORS = (
     VM_FAULT_OOM,
@@ -202,7 +194,7 @@ class ImprovisedFaults(JournalingFaults):
             if mm.page_tables.row(va, level - 1) != NO_CHILD:
                 continue
             entry = mm.entry(va, level)
-            if entry & ~_NONE:
+            if entry & ~NONE:
                 if level > 3 or leaf > 1:
                     return False
                 mm.set_entry(va, level, _entry(mm, level, bits, write) if entry & mm.kernel.huge_bits else 0)
@@ -210,9 +202,9 @@ class ImprovisedFaults(JournalingFaults):
             if level == 2 and bits & 15 == 0:
                 mm.set_entry(va, 2, _entry(mm, 2, bits >> 4, write))
                 return True
-            mm.set_entry(va, level, mm.new_table_pfn() << 12 | _TABLE)
+            mm.set_entry(va, level, mm.new_table_pfn() << 12 | TABLE)
         entry = mm.entry(va, leaf)
-        if entry & _P and (entry & _RW or not write) and bits & 7:
+        if entry & P and (entry & RW or not write) and bits & 7:
             return True
         mm.set_entry(va, leaf, _entry(mm, leaf, bits >> 4, write))
         return True
@@ -221,27 +213,27 @@ class ImprovisedFaults(JournalingFaults):
 def _entry(mm: AddressSpace, level: int, bits: int, write: bool) -> int:
     """Return a leaf of ``level``: mostly present, sometimes something that asks for another fault."""
     pfn = (bits >> 8) * 0x9E37_79B1 & 0x3FFF_FFFF & -(1 << 9 * (level - 1))
-    huge = _PSE if level > 1 else 0
+    huge = PSE if level > 1 else 0
     roll = bits & 255
     if roll < 4:
         return 0
     if roll < 10:
-        return (~(pfn << 12) & _PFN) | _PROTNONE | huge
+        return (~(pfn << 12) & PFN) | PROTNONE | huge
     if level == 1 and roll < 16:
-        return x86.encode_swap(roll % mm.kernel.max_swapfiles, pfn)
+        return encode_swap(roll % mm.kernel.max_swapfiles, pfn)
     if level == 1 and roll < 20:
-        return mm.zero_pfn << 12 | _PRESENT | _SPECIAL
+        return mm.zero_pfn << 12 | _PRESENT | SPECIAL
     if level < 3 and roll < 23:
-        return x86.encode_swap(mm.kernel.swp_migration_read, pfn)
+        return encode_swap(mm.kernel.swp_migration_read, pfn)
     if level == 2 and roll < 30:
-        return x86.encode_swap(mm.kernel.swp_device_write, 0x10_0000 + pfn)
-    writable = _RW if (write and roll < 245) or roll < 120 else 0
+        return encode_swap(mm.kernel.swp_device_write, 0x10_0000 + pfn)
+    writable = RW if (write and roll < 245) or roll < 120 else 0
     return pfn << 12 | _PRESENT | huge | writable
 
 
 def _mix(seed: int, count: int) -> int:
     """Return 64 bits that follow from ``seed`` and ``count`` (the finalizer of splitmix64)."""
-    mask = 0xFFFF_FFFF_FFFF_FFFF
+    mask = (1 << 64) - 1
     state = (seed * 0xD134_2543_DE82_EF95 + (count + 1) * 0x9E37_79B9_7F4A_7C15) & mask
     state = (state ^ state >> 30) * 0xBF58_476D_1CE4_E5B9 & mask
     state = (state ^ state >> 27) * 0x94D0_49BB_1331_11EB & mask

@@ -23,6 +23,7 @@ from gpuhmm.hmm.words import (
     HMM_PFN_REQ_WRITE,
 )
 from gpuhmm.mm import x86
+from gpuhmm.mm.entry import NX, PROTNONE, RW, TABLE, USER, A, D
 from gpuhmm.mm.profile import PROFILES, KernelProfile
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import (
@@ -36,11 +37,10 @@ from gpuhmm.mm.vma import (
     VM_SHARED,
     VM_WRITE,
 )
-from gpuhmm.mm.x86 import level_shift
+from gpuhmm.mm.x86 import ZERO_PFN, level_shift
 
 T = TypeVar("T")
 
-ZERO_PFN = 0x1A5F
 HUGE_ZERO_PFN = 0x2600
 OWNERS = ((0x10_0000, 0x20_0000, 0xABCD), (0x30_0000, 0x30_0800, 0xFEED))
 
@@ -66,17 +66,17 @@ _VM_FLAGS = (
     _RW | VM_PFNMAP,
 )
 
-#: Flags beside the PFN of an entry that points to a table; the last ones count as bad at some level.
+#: Flags next to the PFN of an entry that points to a table; the last ones count as bad at some level.
 _TABLE_FLAGS = (
-    *[0x67] * 14,
-    0x63,
-    0x67 | 1 << 63,
-    0x47,
-    0x61,
-    0x27,
-    0x67 | 1 << 8,
-    0x67 | 1 << 57,
-    0x67 | 1 << 58,
+    *[TABLE] * 12,
+    int(x86.KERNPG_TABLE),
+    TABLE | NX,
+    TABLE & ~A,
+    TABLE & ~(RW | USER),
+    TABLE & ~D,
+    TABLE | PROTNONE,
+    TABLE | 1 << 57,
+    TABLE | 1 << 58,
 )
 
 
@@ -139,7 +139,7 @@ def random_case(rng: Random, name: str, max_pages: int = 1 << 19, kernel: str | 
 
 
 def _range(rng: Random, levels: int, max_pages: int) -> tuple[int, int]:
-    """Return a range that likes to lie across, at, or just beside the end of a table entry."""
+    """Return a range that likes to lie across, at, or just before or after the end of a table entry."""
     sizes = (1, 3, 16, 64, 200, 511, 512, 513, 700, 1024, 1600, 2500)
     npages = sizes[rng.randrange(len(sizes))]
     if rng.randrange(60) == 0:
@@ -214,7 +214,7 @@ def _upper_entry(draft: _Draft, level: int, va: int) -> int:
     ):
         return upper_leaf(draft.rng, draft.profile, draft.levels, level) if roll < 85 else 0
     if roll < (8 if level > 2 else 12):
-        return draft.choose((0, 0, 0, 0x20, 0x40, 0x60)) if level < 5 or draft.levels == 4 else 0
+        return draft.choose((0, 0, 0, A, D, A | D)) if level < 5 or draft.levels == 4 else 0
     if (level == 3 and roll < 16) or (level == 2 and roll < 45):
         return upper_leaf(draft.rng, draft.profile, draft.levels, level)
     flags = draft.choose(_TABLE_FLAGS)

@@ -1,4 +1,4 @@
-"""Random page-table entries: every state that mm/hmm.c tells apart, and the ones beside them."""
+"""Random page-table entries: every state that mm/hmm.c tells apart, and the ones next to them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from random import Random
 import numpy as np
 
 from gpuhmm.mm import x86
+from gpuhmm.mm.entry import NX, PFN, PROTNONE, PSE, RW, SPECIAL, USER, A, D, P, encode_swap
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 
-_PRESENT = int(x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_ACCESSED | x86.PAGE_NX)
-_RW = int(x86.PAGE_RW)
-_DIRTY = int(x86.PAGE_DIRTY)
-_PSE = int(x86.PAGE_PSE)
-_PROTNONE = int(x86.PAGE_PROTNONE)
-_SPECIAL = int(x86.PAGE_SPECIAL)
+_PRESENT = P | USER | A | NX
 #: SOFTW4 and SOFTW5: DEVMAP is either of them, or none, by kernel.
 _SOFTWARE_BITS = (1 << 57, 1 << 58, 1 << 57 | 1 << 58)
-_PFN = int(x86.PTE_PFN_MASK)
 
 #: PFNs at the limits of what they are compared with.
 _PFNS = (0, 1, 0x3F_FFFF, 0x40_0000, 0x1_0000_0000, 0x1_0000_0001, x86.MAX_PFN - 1)
@@ -30,7 +25,7 @@ def leaf_table(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) 
     # Few distinct entries are drawn one by one; the table is filled from them at once.
     kinds = np.array([_pte(rng, profile, levels, zero_pfn) for _ in range(8)], dtype=np.uint64)
     pfns = numbers.integers(0, 1 << 22, 512, dtype=np.uint64) << x86.PAGE_SHIFT
-    read_write = pfns | np.uint64(_PRESENT | _RW | _DIRTY)
+    read_write = pfns | np.uint64(_PRESENT | RW | D)
     style = rng.randrange(8)
     if style <= 2:
         table = read_write
@@ -52,24 +47,24 @@ def leaf_table(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) 
 def _pte(rng: Random, profile: KernelProfile, levels: int, zero_pfn: int) -> int:
     pfn = _PFNS[rng.randrange(len(_PFNS))] if rng.randrange(4) == 0 else rng.randrange(1 << 22)
     frame = pfn << 12
-    writable = _RW if rng.randrange(2) else 0
+    writable = RW if rng.randrange(2) else 0
     kind = rng.randrange(13)
     if kind == 0:
-        return (0, 0, 0x20, 0x40, 0x60)[rng.randrange(5)]
+        return (0, 0, A, D, A | D)[rng.randrange(5)]
     if kind == 1:
         return frame | _PRESENT | writable
     if kind == 2:
-        return frame | _PRESENT | writable | _SPECIAL
+        return frame | _PRESENT | writable | SPECIAL
     if kind == 3:
-        return frame | _PRESENT | writable | _software_bits(rng) | (_SPECIAL if rng.randrange(2) else 0)
+        return frame | _PRESENT | writable | _software_bits(rng) | (SPECIAL if rng.randrange(2) else 0)
     if kind == 4:
-        return zero_pfn << 12 | _PRESENT | _SPECIAL | (writable if rng.randrange(4) == 0 else 0)
+        return zero_pfn << 12 | _PRESENT | SPECIAL | (writable if rng.randrange(4) == 0 else 0)
     if kind == 5:
-        return ((~frame) & _PFN) | _PROTNONE | writable | (_SPECIAL if rng.randrange(4) == 0 else 0)
+        return ((~frame) & PFN) | PROTNONE | writable | (SPECIAL if rng.randrange(4) == 0 else 0)
     if kind == 6:
         return rng.getrandbits(64)
     if kind == 7:  # of a shadow stack, or read-only after it was written
-        return frame | _PRESENT | _DIRTY | (1 << 58 if rng.randrange(2) else 0)
+        return frame | _PRESENT | D | (1 << 58 if rng.randrange(2) else 0)
     return swap_entry(rng, profile, levels)
 
 
@@ -82,7 +77,7 @@ def swap_entry(rng: Random, profile: KernelProfile, levels: int) -> int:
         offset = rng.randrange(profile.pte_marker_mask + 2)  # all kinds, none, and a bit that means nothing
     if swp_type == 0 and rng.randrange(2):
         offset = 0
-    return x86.encode_swap(swp_type, offset & ((1 << 50) - 1)) | rng.getrandbits(4) << 1 & 0x1E
+    return encode_swap(swp_type, offset & ((1 << 50) - 1)) | rng.getrandbits(4) << 1 & 0x1E
 
 
 def _special_type(rng: Random, profile: KernelProfile) -> int:
@@ -100,25 +95,27 @@ def upper_leaf(rng: Random, profile: KernelProfile, levels: int, level: int) -> 
     size = 9 * (level - 1)
     pfn = (rng.randrange(1 << 22) << size) & (x86.MAX_PFN - 1)
     frame = pfn << 12
-    writable = _RW if rng.randrange(2) else 0
+    writable = RW if rng.randrange(2) else 0
     kind = rng.randrange(14)
     if kind <= 4:
-        return frame | _PRESENT | _PSE | writable
+        return frame | _PRESENT | PSE | writable
     if kind == 5:
-        return frame | _PRESENT | _PSE | _software_bits(rng) | writable
+        return frame | _PRESENT | PSE | _software_bits(rng) | writable
     if kind == 6:
-        return frame | _PRESENT & ~1 | _PSE | writable  # P cleared while it is split
+        return frame | _PRESENT & ~1 | PSE | writable  # P cleared while it is split
     if kind == 7:
-        return ((~frame) & _PFN) | _PROTNONE | _PSE | writable
+        return ((~frame) & PFN) | PROTNONE | PSE | writable
     if kind == 8 and level == 3:
-        huge = _PSE | _software_bits(rng) if rng.randrange(2) or not profile.page_devmap else profile.page_devmap
+        huge = profile.page_devmap
+        if rng.randrange(2) or not huge:
+            huge = PSE | _software_bits(rng)
         return frame | _PRESENT & ~1 | huge | writable
     if kind == 9:
-        return frame | _PRESENT | _PSE | writable | 1 << 12  # PAT_LARGE
+        return frame | _PRESENT | PSE | writable | 1 << 12  # PAT_LARGE
     if kind == 10:
-        return frame | _PRESENT | _PSE | _DIRTY | (1 << 58 if rng.randrange(2) else 0)
+        return frame | _PRESENT | PSE | D | (1 << 58 if rng.randrange(2) else 0)
     if kind == 11:
-        return frame | _PRESENT | _DIRTY | profile.page_devmap if profile.page_devmap else 0
+        return frame | _PRESENT | D | profile.page_devmap if profile.page_devmap else 0
     if level == 3:
         return 0
     return swap_entry(rng, profile, levels)

@@ -1,4 +1,4 @@
-"""Files of recorded cases: NumPy archives of one row of scalars a case and ragged arrays beside it."""
+"""Files of recorded cases: NumPy archives of one row of scalars a case, and ragged arrays."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def read_archive(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def save(path: Path, cases: Sequence[Case]) -> None:
-    """Write recorded cases of one kernel into one file, beside the target first, then renamed.
+    """Write recorded cases of one kernel into one file, next to the target first, then renamed.
 
     ValueError for cases without a record and for cases that share no kernel, zero PFN, owners or ``shstk``.
     """

@@ -11,16 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
-from gpuhmm.cli.batches import batches
-from gpuhmm.cli.bench import bench
-from gpuhmm.cli.capture import capture
-from gpuhmm.cli.coalesce import coalesce
-from gpuhmm.cli.faults import faults
-from gpuhmm.cli.info import info
-from gpuhmm.cli.map import draw_map
-from gpuhmm.cli.validate import validate
-from gpuhmm.cli.verify import verify
-from gpuhmm.cli.walk import walk
+from gpuhmm.cli import batches, bench, capture, coalesce, faults, info, map, validate, verify, walk
 from gpuhmm.version import __version__
 
 app = typer.Typer(
@@ -29,16 +20,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Linux's hmm_range_fault() for millions of pages at once, on CPU and GPU, bit for bit.",
 )
-app.command()(walk)
-app.command()(capture)
-app.command()(info)
-app.command("map")(draw_map)
-app.command()(verify)
-app.command()(bench)
-app.command()(faults)
-app.command()(coalesce)
-app.command()(batches)
-app.command()(validate)
+app.command()(walk.walk)
+app.command()(capture.capture)
+app.command()(info.info)
+app.command("map")(map.draw_map)
+app.command()(verify.verify)
+app.command()(bench.bench)
+app.command()(faults.faults)
+app.command()(coalesce.coalesce)
+app.command()(batches.batches)
+app.command()(validate.validate)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""``gpuhmm bench``: how fast walks are, beside copies and fills of the same bytes."""
+"""``gpuhmm bench``: how fast walks are, compared with copies and fills of the same bytes."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def bench(
         typer.Option(exists=True, file_okay=False, help="A snapshot of a process or a dump, walked as well."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the results to this .json, and a picture beside it.")
+        Path | None, typer.Option(help="Write the results to this .json, and a picture next to it.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the workloads and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Time walks beside loops that move the same bytes and decide nothing.
+    """Compare the time of walks with that of loops that move the same bytes and decide nothing.
 
     Each round times a call and then its baseline; a ratio of 1 is the speed of memory.  Sizes that do
     not fit in the memory that is free are left out, and said so.
@@ -93,7 +93,7 @@ def bench(
         _print(made)
 
 
-#: What is measured beside the workloads: small ranges, alone and in batches; holes as runs; this process.
+#: What is measured besides the workloads: small ranges, alone and in batches; holes as runs; this process.
 _EXTRA = ("small-ranges", "hole-as-runs", "live-process")
 
 

@@ -23,8 +23,6 @@ from gpuhmm.cli.source import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpuhmm.process import ProcessCapture
-
 
 def capture(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the snapshot, or of several.")],
@@ -92,17 +90,15 @@ def _save_roots(source: Source, out: Path, force: bool, messages: Console) -> No
             typer.echo(f"CR3 {cr3:#x} was left out: {error}", err=True)
 
 
-def _save(source: Source, out: Path, force: bool, messages: Console) -> ProcessCapture:
+def _save(source: Source, out: Path, force: bool, messages: Console) -> None:
     from gpuhmm.snapshot import save_snapshot
 
     captured = source.read(messages)
     save_snapshot(out, captured, overwrite=force)
     tables = captured.space.page_tables
-    what = captured.source or f"pid {captured.identity.pid} ({captured.identity.command})"
     typer.echo(
-        f"{out}: {what}, {len(captured.mappings)} mappings, "
+        f"{out}: {captured.title}, {len(captured.mappings)} mappings, "
         f"{sum(captured.resident)} pages of 4 KiB present, {len(tables.where)} tables"
     )
     for note in captured.notes:
         typer.echo(f"note: {note}")
-    return captured

@@ -28,7 +28,7 @@ _DRIVER = "Drivers, with commas between; all but free without any, and free for 
 _SET = "A setting of the drivers, as window=64K or uvm.batch=512; may be given more than once."
 _DEVICE_SET = "A setting of the device, as fault_interval_ns=20; may be given more than once."
 _COST = "A time of the cost model in ns, as page=1000; may be given more than once."
-_CPU = "What the CPU does beside, so often a millisecond, to so many pages: dontneed:5 or protect:1:16."
+_CPU = "What the CPU does meanwhile, how often a millisecond, to how many pages: dontneed:5, protect:1:16."
 _OUT = "Write batches (.parquet, .npy) or totals (.json); of a sweep its points."
 _SAVE = "Write the faults that the driver read as a trace (.parquet), which is a SOURCE; takes one --driver."
 _SWEEP = (
@@ -142,9 +142,9 @@ def _check_files(
 
         check_suffix(out)
     if picture is not None:
-        from gpuhmm.coalesce.pictures import check_picture_suffix
+        from gpuhmm.results.figure import picture_suffix
 
-        check_picture_suffix(picture)
+        picture_suffix(picture)
     if perfetto is not None:
         from gpuhmm.coalesce.perfetto_trace import protos
 

@@ -100,7 +100,7 @@ def print_runs(experiments: list[Experiment], runs: list[CoalesceRun]) -> None:
         f"times by the cost model {costs.name}, not a prediction; {costs.source}",
     ]
     if first.cpu is not None:
-        lines.append(f"the CPU beside: {first.cpu} (operation, times a millisecond, pages)")
+        lines.append(f"the CPU meanwhile: {first.cpu} (operation, times a millisecond, pages)")
     lines += [f"rules of {run.driver}: {run.source}" for run in runs]
     lines += [f"{run.driver}: ended by --max-batches" for run in runs if not run.finished]
     for line in lines:

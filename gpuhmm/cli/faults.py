@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuhmm.cli.tables import print_table
+
 if TYPE_CHECKING:
     from gpuhmm.coalesce.fault_costs import FaultCosts
 
@@ -27,7 +29,7 @@ def faults(
     ] = "all",
     request: Annotated[str, typer.Option(help="What the driver asks for: read, write or both.")] = "both",
     range_pages: Annotated[
-        str, typer.Option(help="Pages of one range of the driver, several with commas.")
+        str, typer.Option(help="Pages of one range of the driver, powers of two with commas.")
     ] = "1,16,64,512,4096",
     whole_ranges: Annotated[
         bool, typer.Option("--whole-ranges", help="Ask for every page of a range, not for the touched ones.")
@@ -35,7 +37,9 @@ def faults(
     kernel: Annotated[str, typer.Option(help="Whose rules: v5.18 or v6.1.")] = "v6.1",
     backend: Annotated[str, typer.Option(help="What walks: cpu, reference, cuda or auto.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Seed of random:N.")] = 0,
-    picture: Annotated[Path | None, typer.Option(help="Draw it into this file; needs matplotlib.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw it (.png, .svg, .pdf); needs matplotlib.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
     """Count what serving a device's accesses costs: faults, pages nobody asked for, retries, invalidations.
@@ -50,12 +54,16 @@ def faults(
     from gpuhmm.coalesce.fault_costs import fault_costs
     from gpuhmm.coalesce.layouts import LAYOUTS
     from gpuhmm.hmm.backends import resolve_backend
+    from gpuhmm.results.figure import picture_suffix
 
     info = resolve_backend(backend)
     if request not in ("read", "write", "both"):
         raise typer.BadParameter(f"--request must be read, write or both (got {request!r})")
     if layout not in LAYOUTS:
         raise typer.BadParameter(f"--layout must be one of {', '.join(LAYOUTS)} (got {layout!r})")
+    sizes = _sizes(range_pages)
+    if picture is not None:
+        picture_suffix(picture)
     costs = [
         fault_costs(
             layout,
@@ -69,13 +77,13 @@ def faults(
             seed=seed,
         )
         for one in (("read", "write") if request == "both" else (request,))
-        for size in _sizes(range_pages)
+        for size in sizes
     ]
     title = f"{LAYOUTS[layout].words}; {pages:,} pages, touched: {touch}"
     if picture is not None:
-        from gpuhmm.cli.picture import draw_fault_costs
+        from gpuhmm.coalesce.fault_picture import draw_fault_costs
 
-        draw_fault_costs(costs, title, picture)
+        draw_fault_costs(picture, costs, title)
     if as_json:
         report = {
             "layout": layout,
@@ -96,54 +104,37 @@ def faults(
 
 def _sizes(text: str) -> list[int]:
     sizes = [part.strip() for part in text.split(",")]
-    if not all(size.isdigit() and int(size) for size in sizes):
-        raise typer.BadParameter(f"--range-pages must be numbers of pages with commas between (got {text!r})")
+    if not all(size.isdigit() and int(size).bit_count() == 1 for size in sizes):
+        raise typer.BadParameter(f"--range-pages must be powers of two with commas between (got {text!r})")
     return [int(size) for size in sizes]
 
 
 def _print(costs: list[FaultCosts], title: str, how: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console.width = max(console.width, 100)  # a table that is cut tells nothing
-    console.print(f"{title}\n{how}\n", markup=False, soft_wrap=True)
+    from gpuhmm.results.byte_size import byte_size
+
+    typer.echo(f"{title}\n{how}\n")
     table = Table(box=None, pad_edge=False)
-    columns = (
-        "request",
-        "range",
-        "ranges",
-        "faults",
-        "unasked",
-        "a page",
-        "retries",
-        "walks",
-        "invalidations",
-    )
+    columns = ("range", "ranges", "faults", "unasked", "a page", "retries", "walks", "invalidations")
+    table.add_column("request", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="left" if name == "request" else "right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     for one in costs:
-        counts = (one.ranges, one.faults, one.unasked)
-        rest = (one.retries, one.walks, one.invalidations)
         table.add_row(
             one.request,
-            _size(one.range_pages),
-            *(f"{count:,}" for count in counts),
+            byte_size(one.range_pages << 12),
+            f"{one.ranges:,}",
+            f"{one.faults:,}",
+            f"{one.unasked:,}",
             f"{one.faults / max(one.touched, 1):.1f}",
-            *(f"{count:,}" for count in rest),
+            f"{one.retries:,}",
+            f"{one.walks:,}",
+            f"{one.invalidations:,}",
         )
-    console.print(table)
+    console = print_table(table)
     console.print(
         "\nrange: bytes of one range; unasked: faults at pages that nobody asked for;\n"
         "a page: faults for each page touched; retries: calls of hmm_range_fault that returned -EBUSY",
         soft_wrap=True,
     )
-
-
-def _size(pages: int) -> str:
-    size = pages * 4
-    for unit in ("KiB", "MiB", "GiB"):
-        if size < 1024 or size % 1024:
-            return f"{size:,} {unit}"
-        size //= 1024
-    return f"{size:,} TiB"

@@ -26,7 +26,7 @@ _BACKENDS = ("auto", *BACKENDS)
 
 
 def draw_map(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png or .svg.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")],
     snapshot: Annotated[Path | None, typer.Argument(help=SNAPSHOT_HELP)] = None,
     pid: Annotated[int | None, typer.Option(min=1, help=PID_HELP)] = None,
     dump: Annotated[Path | None, typer.Option(help=DUMP_HELP)] = None,
@@ -47,17 +47,18 @@ def draw_map(
     """
     from rich.console import Console
 
-    from gpuhmm.process import walk_process
-    from gpuhmm.results.map import check_picture_suffix, draw
+    from gpuhmm.capture import walk_capture
+    from gpuhmm.results.figure import picture_suffix
+    from gpuhmm.results.map import draw
     from gpuhmm.results.strips import strips_of
 
-    check_picture_suffix(out)
+    picture_suffix(out)
     messages = Console(stderr=True)
     capture = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop).read(messages)
     with messages.status("walking and drawing"):
-        walk = walk_process(capture, backend=backend)
+        walk = walk_capture(capture, backend=backend)
         shown = strips_of(capture, walk, max_strips=strips)
-        who = capture.source or f"pid {capture.identity.pid} ({capture.identity.command})"
-        title = f"{who}: {len(capture.mappings)} mappings, {sum(capture.resident)} pages of 4 KiB present"
+        pages = f"{sum(capture.resident)} pages of 4 KiB present"
+        title = f"{capture.title}: {len(capture.mappings)} mappings, {pages}"
         draw(out, shown, title)
     typer.echo(f"{out}: {title}, {len(shown)} strips")

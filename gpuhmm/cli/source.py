@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpuhmm.process import ProcessCapture
+    from gpuhmm.capture import Capture
 
 #: Help of the options that every command with a source has.
 SNAPSHOT_HELP = "Folder of a snapshot, instead of a process."
@@ -68,7 +68,7 @@ class Source:
         """True for a process, which can be read again."""
         return self.dump is None and self.snapshot is None
 
-    def read(self, messages: Console) -> ProcessCapture:
+    def read(self, messages: Console) -> Capture:
         """Return what is there now."""
         if self.snapshot is not None:
             return self._snapshot()
@@ -90,8 +90,8 @@ class Source:
         with held, _progress(messages) as progress:
             return read_process(who, start=self.start or 0, end=self.end, progress=progress)
 
-    def _snapshot(self) -> ProcessCapture:
-        from gpuhmm.capture.from_space import cut_capture
+    def _snapshot(self) -> Capture:
+        from gpuhmm.capture import cut_capture
         from gpuhmm.snapshot import load_snapshot
 
         assert self.snapshot is not None

@@ -1,4 +1,4 @@
-"""``gpuhmm validate``: published measurements of fault coalescing beside what the model gives."""
+"""``gpuhmm validate``: published measurements of fault coalescing, compared with what the model gives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def validate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
-    """Hold the coalescing model against published measurements; about three minutes.
+    """Compare the coalescing model with published measurements; about three minutes.
 
     Exact rows follow from rules and limits and must be equal; shapes must come out within a tolerance;
     what is calibrated was put in.  Exit code 1 if an exact row fails.  A shape that fails stays, with the

@@ -1,4 +1,4 @@
-"""``gpuhmm verify``: one back end held against another, and both against recorded calls."""
+"""``gpuhmm verify``: one back end compared with another, and both with recorded calls."""
 
 from __future__ import annotations
 
@@ -76,33 +76,35 @@ def verify(
         bool, typer.Option(help="Stream whole slots on CUDA, or resolve all of them page by page.")
     ] = True,
     save: Annotated[Path, typer.Option(help="Folder for the cases that differ.")] = Path("differences"),
-    captures: Annotated[
+    loops: Annotated[
         list[Path] | None,
         typer.Option(
+            "--loops",
+            "--captures",
             exists=True,
-            help="Replay calls captured from a kernel, in this file or folder, and do nothing else.",
+            help="Replay driver loops recorded in a running kernel, of this file or folder; nothing else.",
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes for --captures [default: one a CPU].")
+        int | None, typer.Option(min=1, help="Processes for --loops [default: one a CPU].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")] = False,
 ) -> None:
-    """Hold one back end against another: return code, words, calls, stores, walks, page tables.
+    """Compare one back end with another: return code, words, calls, stores, walks, page tables.
 
-    Recorded calls are replayed on both back ends and held against the record; random address spaces
-    on both and held against each other.  A case that differs is made small, saved in a file that
+    Recorded calls are replayed on both back ends and compared with the record; random address spaces
+    on both and compared with each other.  A case that differs is made small, saved in a file that
     verify replays, and explained; the exit code is then 1.
 
-    With --captures, driver loops captured from a running kernel are replayed against the model of
+    With --loops, driver loops recorded in a running kernel are replayed against the model of
     handle_mm_fault: every walk, fault and invalidation, the words and the page tables afterwards.
     """
-    if captures:
-        from gpuhmm.cli.captures import verify_captures
+    if loops:
+        from gpuhmm.cli.verify_loops import verify_loops
 
         if paths or cases or minutes:
-            raise typer.BadParameter("--captures is for itself: leave out files, --cases and --minutes")
-        verify_captures(captures, backend, jobs, as_json)
+            raise typer.BadParameter("--loops is for itself: leave out files, --cases and --minutes")
+        verify_loops(loops, backend, jobs, as_json)
         return
     from gpuhmm.check.campaign import Campaign, case_files
     from gpuhmm.hmm.backends import resolve_backend

@@ -1,4 +1,4 @@
-"""``gpuhmm walk``: the page tables of a live process, walked in one call."""
+"""``gpuhmm walk``: the page tables of a process, a dump or a snapshot, walked in one call."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from gpuhmm.results.byte_size import byte_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gpuhmm.process import PageCounts, ProcessSummary
-
+    from gpuhmm.capture import CaptureSummary, PageCounts
 
 _BACKENDS = ("auto", *BACKENDS)
 
@@ -77,7 +76,7 @@ def walk(
     """Walk the page tables of a live process, a dump or a snapshot as hmm_range_fault() does."""
     from rich.console import Console
 
-    from gpuhmm.process import prepare, summary_of, walk_process
+    from gpuhmm.capture import prepare, summary_of, walk_capture
     from gpuhmm.results.files import check_suffix, run_table, word_table_of_runs, write_results
 
     if out is not None:
@@ -99,7 +98,7 @@ def walk(
     # A snapshot is over before a spinner turns, which would only hold it up.
     faulting = messages.status("faulting, on the copy") if request != "none" else contextlib.nullcontext()
     with faulting:
-        walked = walk_process(capture, request=request, backend=prepared)
+        walked = walk_capture(capture, request=request, backend=prepared)
         summary = summary_of(capture, walked, stopped=stop)
     if out is not None:
         names = [mapping.name for mapping in capture.mappings]
@@ -112,7 +111,7 @@ def walk(
         _print(summary)
 
 
-def _print(summary: ProcessSummary) -> None:
+def _print(summary: CaptureSummary) -> None:
     from rich.console import Console
 
     table = _table(summary, narrow=False)
@@ -124,7 +123,7 @@ def _print(summary: ProcessSummary) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _table(summary: ProcessSummary, narrow: bool) -> Table:
+def _table(summary: CaptureSummary, narrow: bool) -> Table:
     """Return the table of mappings; a ``narrow`` one leaves out what follows from the rest."""
     from rich.table import Table
     from rich.text import Text
@@ -181,7 +180,7 @@ def _counts(counts: PageCounts) -> dict[str, str]:
     return {title: str(number) for title, number in numbers.items()}
 
 
-def _closing(summary: ProcessSummary) -> Iterator[str]:
+def _closing(summary: CaptureSummary) -> Iterator[str]:
     yield (
         f"{_what(summary)}, "
         f"walked as {summary.profile} does; numbers are pages of 4 KiB, run is the longest with PFNs in a row"
@@ -191,22 +190,22 @@ def _closing(summary: ProcessSummary) -> Iterator[str]:
         f"{summary.calls} call{'s' if summary.calls > 1 else ''}: "
         f"{summary.pages_per_second:.3g} pages/s on the {summary.backend} back end ({summary.device})"
     )
-    if summary.pid:
+    if summary.pid is not None:
         yield _how_read(summary)
     yield f"write bit: {summary.write_rule}"
     for note in summary.notes:
         yield f"note: {note}"
 
 
-def _what(summary: ProcessSummary) -> str:
+def _what(summary: CaptureSummary) -> str:
     """Return what was walked: a process, what a dump says, or a snapshot of either."""
-    process = f"pid {summary.pid} ({_printable(summary.command)}), Linux {summary.kernel}"
-    if not summary.pid:
+    if summary.command is None:
         return _printable(summary.source)
+    process = f"pid {summary.pid} ({_printable(summary.command)}), Linux {summary.kernel}"
     return process + (f", {_printable(summary.source)}" if summary.source else "")
 
 
-def _how_read(summary: ProcessSummary) -> str:
+def _how_read(summary: CaptureSummary) -> str:
     used = [
         name
         for name, wanted in (("PAGEMAP_SCAN", summary.pagemap_scan), ("kpageflags", summary.kpageflags))

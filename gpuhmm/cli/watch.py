@@ -12,7 +12,7 @@ import typer
 from gpuhmm.cli.source import Source
 
 if TYPE_CHECKING:
-    from gpuhmm.process import ProcessCapture
+    from gpuhmm.capture import Capture
     from gpuhmm.watch import Changes
 
 #: Mappings that are listed for each interval; those that changed most.
@@ -47,13 +47,14 @@ def watch(source: Source, seconds: float, times: int | None, backend: str, as_js
         return  # how a user ends it
 
 
-def _report(after: ProcessCapture, changes: Changes, as_json: bool) -> None:
+def _report(after: Capture, changes: Changes, as_json: bool) -> None:
     counts = changes.counts()
     listed = list(_by_mapping(after, changes))
     if as_json:
+        assert after.process is not None
         record = {
             "time": time.time(),
-            "pid": after.identity.pid,
+            "pid": after.process.identity.pid,
             "present": sum(after.resident),
             **counts,
             "moved": counts["moved"] if changes.moves_known else None,
@@ -82,7 +83,7 @@ def _report(after: ProcessCapture, changes: Changes, as_json: bool) -> None:
         typer.echo(f"    {row['start']:x}-{row['end']:x} {row['perms']} {name or '-'}: {', '.join(parts)}")
 
 
-def _by_mapping(after: ProcessCapture, changes: Changes) -> Iterator[tuple[int, dict[str, Any]]]:
+def _by_mapping(after: Capture, changes: Changes) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield how many pages changed in each mapping that there still is, and which change it was."""
     import numpy as np
 

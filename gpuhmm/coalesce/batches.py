@@ -18,8 +18,9 @@ class Batch:
     #: Entries read from the buffer; what was left when the driver had merged some of them at the fetch.
     raw: int = 0
     coalesced: int = 0
-    #: Different pages among them; entries too many for a page, by whether its µTLB wrote one before.
+    #: Different pages among them.
     unique: int = 0
+    #: Entries of a page that has one in the batch already: from the same µTLB; the first from another one.
     same_utlb: int = 0
     cross_utlb: int = 0
     #: Pages that the device could reach already as its fault needs it, when the batch was served.
@@ -31,8 +32,10 @@ class Batch:
     #: VA blocks of 2 MiB with a fault, and the most different pages of one.
     va_blocks: int = 0
     most_in_block: int = 0
-    #: Calls of hmm_range_fault and of handle_mm_fault; calls that returned -EBUSY, walks stale afterwards.
+    #: Calls of hmm_range_fault, how often they asked the notifier before a walk, calls of handle_mm_fault;
+    #: calls that returned -EBUSY, walks stale afterwards.
     hmm_calls: int = 0
+    walks: int = 0
     handle_mm_faults: int = 0
     ebusy: int = 0
     read_retries: int = 0

@@ -34,8 +34,8 @@ def _protect(mm: AddressSpace, start: int, end: int) -> None:
     """Take the right to write away, and give every area back what it had; Linux joins what that split."""
     had = [
         (max(vma.start, start), min(vma.end, end), vma.flags & _PROT)
-        for vma in mm.vmas
-        if vma.start < end and start < vma.end and vma.flags & VM_WRITE
+        for vma in mm.vmas.overlapping(start, end)
+        if vma.flags & VM_WRITE
     ]
     for low, high, _ in had:
         mprotect(mm, low, high, VM_READ)

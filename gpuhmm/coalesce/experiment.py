@@ -34,7 +34,7 @@ class Experiment:
 
     ``source`` is a file that :func:`gpuhmm.coalesce.readers.read_trace` reads, or a pattern with parameters
     (``sgemm:n=4096,blocks=32``).  ``settings``, ``device_settings`` and ``cost_times`` change single values
-    of the driver, of the device and of the costs.  ``cpu`` is what the CPU does beside, as
+    of the driver, of the device and of the costs.  ``cpu`` is what the CPU does meanwhile, as
     ``operation:per_ms`` or ``operation:per_ms:pages``.  ``make_device`` makes the device in another way: a
     function of a module.
 

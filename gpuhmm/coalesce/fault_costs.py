@@ -1,45 +1,45 @@
-"""What faults a device's accesses cost, by how its driver asks: an experiment over the fault model.
+"""What faults a device's accesses cost, by how its driver asks: an experiment of one batch.
 
-A space is filled in some way, the device touches pages of it, and a driver asks for them in ranges of some
-size, each with the documented loop.  Counted is what a kernel would have to do.
+A space is filled in some way, a device touches pages of it all at once, and the free driver asks for them in
+aligned ranges of some size.  Counted is what a kernel would have to do.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from errno import EBUSY
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.coalesce.layouts import layout_named
-from gpuhmm.errors import HmmError
-from gpuhmm.hmm.backends import hmm_range_fault
-from gpuhmm.hmm.loop import REQUESTS
-from gpuhmm.hmm.ranges import HmmRange, RangeStats
+from gpuhmm.coalesce.access import ACCESS_READ, ACCESS_WRITE
+from gpuhmm.coalesce.areas import Area, DeviceAreas
+from gpuhmm.coalesce.device.recorded import RecordedDevice
+from gpuhmm.coalesce.drivers.free import FreeDriver, FreeSettings
+from gpuhmm.coalesce.run import coalesce
+from gpuhmm.coalesce.spaces import spaces_over
+from gpuhmm.coalesce.timeline import Timeline
+from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.memory.fault.burst import handle_mm_fault_range
 from gpuhmm.memory.fault.model import FaultModel
-from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.vma import Vma
-
-if TYPE_CHECKING:
-    from gpuhmm.mm.profile import KernelProfile
 
 #: Where the area of every experiment begins: a border of 512 GiB.
 BASE = 1 << 40
 
 _PMD_PAGES = 512
+_ACCESSES = {"read": ACCESS_READ, "write": ACCESS_WRITE}
+#: A range is asked for until its answer is not stale: 10^9 ms of the model's time never pass.
+_NO_TIMEOUT_MS = 10**9
 
 
 class _CountingModel(FaultModel):
     """The model, counting the faults at pages that nobody asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: npt.NDArray[np.bool_]) -> None:
         super().__init__()
-        self.asked: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        self.asked = asked
         self.unasked = 0
 
     def handle_mm_fault(self, mm: AddressSpace, vma: Vma, va: int, flags: int) -> int:
@@ -86,9 +86,10 @@ def touched_pages(pattern: str, npages: int, seed: int = 0) -> npt.NDArray[np.in
 class FaultCosts:
     """What one request and one range size cost, in all.
 
-    ``ranges`` that were asked for; ``calls`` of hmm_range_fault; ``retries``, calls that returned -EBUSY;
-    ``walks`` of page tables, restarts included; ``faults``, calls of handle_mm_fault, of which ``unasked``
-    at pages that nobody asked for; ``invalidations`` of the driver's own notifier; ``mapped`` pages.
+    ``ranges`` that were asked for; ``calls`` of hmm_range_fault; ``retries``, calls that returned -EBUSY or
+    were stale afterwards; ``walks`` of page tables, restarts included; ``faults``, calls of handle_mm_fault,
+    of which ``unasked`` at pages that nobody asked for; ``invalidations`` of the driver's own notifiers, one
+    a range; ``mapped`` pages that were asked for.
     """
 
     request: str
@@ -120,82 +121,51 @@ def fault_costs(
     """Return what it costs to serve a device's accesses in ranges of ``range_pages``, aligned to their size.
 
     Every range that holds a touched page is asked for once: for the touched pages only, or with
-    ``whole_ranges`` for all of it.  ValueError for an unknown layout, pattern or request, and for sizes
-    below one page.
+    ``whole_ranges`` for all of it.  ValueError for an unknown layout, pattern or request, for less than one
+    page, and for ranges that are no power of two or above 1 GiB.
     """
-    filled = layout_named(layout)
-    if request not in ("read", "write"):
+    if request not in _ACCESSES:
         raise ValueError(f"request must be read or write (got {request!r})")
-    if npages < 1 or range_pages < 1:
-        raise ValueError(f"npages and range_pages must be at least 1 (got {npages}, {range_pages})")
+    if npages < 1:
+        raise ValueError(f"npages must be at least 1 (got {npages})")
+    if not 1 <= range_pages <= 1 << 18 or range_pages & (range_pages - 1):
+        raise ValueError(f"range_pages must be a power of two from 1 to 2^18 (got {range_pages})")
     touched = touched_pages(pattern, npages, seed)
-    model = _CountingModel()
-    mm = AddressSpace(kernel=kernel, faults=model, memory=PhysicalMemory())
-    filled.fill(mm, BASE, BASE + npages * 4096)
-    asked = np.zeros(npages, dtype=np.bool_)
+    ranges = np.unique(touched // range_pages)
+    asked = np.isin(np.arange(npages) // range_pages, ranges) if whole_ranges else np.zeros(npages, np.bool_)
     asked[touched] = True
-    if whole_ranges:
-        asked = np.repeat(np.logical_or.reduceat(asked, np.arange(0, npages, range_pages)), range_pages)[
-            :npages
-        ]
-    model.asked, model.unasked = asked, 0
-    return _serve(mm, model, asked, len(touched), request, range_pages, backend)
-
-
-def _serve(
-    mm: AddressSpace,
-    model: _CountingModel,
-    asked: npt.NDArray[np.bool_],
-    touched: int,
-    request: str,
-    range_pages: int,
-    backend: str,
-) -> FaultCosts:
-    npages = len(asked)
-    notifier = mm.notifier(BASE, BASE + npages * 4096)
-    before = mm.subscriptions.notified
-    stats = RangeStats()
-    ranges = calls = retries = mapped = 0
-    started = time.perf_counter()
-    for first in range(0, npages, range_pages):
-        pages = asked[first : first + range_pages]
-        if not pages.any():
-            continue
-        ranges += 1
-        requests = np.where(pages, np.uint64(REQUESTS[request]), np.uint64(0))
-        start, end = BASE + (first << 12), BASE + ((first + len(pages)) << 12)
-        while True:
-            calls += 1
-            range_ = HmmRange(
-                notifier,
-                start,
-                end,
-                requests.copy(),
-                notifier_seq=notifier.read_begin(),
-                pfn_flags_mask=REQUESTS["write"],
-                stats=stats,
-            )
-            ret = hmm_range_fault(range_, backend=backend)
-            if ret == 0 and not notifier.read_retry(range_.notifier_seq):
-                break
-            if ret not in (0, -EBUSY):
-                raise HmmError.of(ret, start, end)
-            retries += 1
-        mapped += int(np.count_nonzero(range_.hmm_pfns >> np.uint64(63)))
-    seconds = time.perf_counter() - started
-    invalidations = mm.subscriptions.notified - before
-    notifier.remove()
+    trace = FaultTrace.of(
+        va=np.uint64(BASE) + (touched.astype(np.uint64) << np.uint64(12)),
+        access=np.full(len(touched), _ACCESSES[request]),
+    )
+    areas = DeviceAreas([Area(0, BASE, BASE + (npages << 12))])
+    (space,) = spaces_over(areas, layout, kernel)
+    space.faults = model = _CountingModel(asked)
+    settings = FreeSettings(
+        batch=0,
+        window=range_pages << 12,
+        whole_window=whole_ranges,
+        replay="once",
+        timeout_ms=_NO_TIMEOUT_MS,
+    )
+    run = coalesce(
+        RecordedDevice(trace, areas, buffer_entries=len(touched)),
+        [space],
+        FreeDriver(settings),
+        backend=backend,
+        timeline=Timeline(keep=False),
+    )
     return FaultCosts(
         request=request,
         range_pages=range_pages,
-        touched=touched,
-        ranges=ranges,
-        calls=calls,
-        retries=retries,
-        walks=stats.walks,
-        faults=stats.faults,
+        touched=len(touched),
+        ranges=len(ranges),
+        calls=run.totals["hmm_calls"],
+        retries=run.totals["ebusy"] + run.totals["read_retries"],
+        walks=run.totals["walks"],
+        faults=run.totals["handle_mm_faults"],
         unasked=model.unasked,
-        invalidations=invalidations,
-        mapped=mapped,
-        seconds=round(seconds, 6),
+        invalidations=run.totals["invalidations"],
+        mapped=run.totals["pages_mapped"],
+        seconds=round(run.seconds, 6),
     )

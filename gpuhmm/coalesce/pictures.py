@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,8 @@ import numpy.typing as npt
 from gpuhmm.coalesce.areas import BLOCK_SHIFT
 from gpuhmm.coalesce.run import CoalesceRun
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.figure import new_figure, picture_suffix, plain_text, save_figure
 
-#: What a picture can be written as.
-PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
-
-_DPI = 110
 _RED, _BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = (
     "#b22222",
     "#0072b2",
@@ -35,35 +30,6 @@ _BARS = 60
 _BLOCK_PAGES = 1 << (BLOCK_SHIFT - 12)
 
 
-def check_picture_suffix(path: str | os.PathLike[str]) -> str:
-    """Return the suffix of ``path``.
-
-    ValueError for one that no picture is written as, ImportError without Matplotlib.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in PICTURE_SUFFIXES:
-        raise ValueError(f"{path} must end in one of {', '.join(PICTURE_SUFFIXES)}, which says what is drawn")
-    figure_class()
-    return suffix
-
-
-def figure_class() -> Any:
-    """Return Matplotlib's Figure.  ImportError that says what to install."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'gpuhmm[out]'") from error
-    return Figure
-
-
-def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure to ``path``, whole or not at all."""
-    suffix = check_picture_suffix(path)
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format=suffix[1:], dpi=_DPI, metadata=undated)
-
-
 def draw_runs(path: str | os.PathLike[str], runs: Sequence[CoalesceRun], title: str) -> None:
     """Draw runs into a ``.png``, ``.svg`` or ``.pdf`` file, a row a run, whole or not at all.
 
@@ -74,9 +40,9 @@ def draw_runs(path: str | os.PathLike[str], runs: Sequence[CoalesceRun], title: 
     """
     if not runs:
         raise ValueError("a picture needs at least one run")
-    check_picture_suffix(path)
-    figure = figure_class()(figsize=(19, 0.7 + 3.4 * len(runs)), layout="constrained")
-    figure.suptitle(_ascii(title), fontsize=12, parse_math=False)
+    picture_suffix(path)
+    figure = new_figure(19, 0.7 + 3.4 * len(runs), layout="constrained")
+    figure.suptitle(plain_text(title), fontsize=12, parse_math=False)
     rows = figure.subplots(len(runs), 4, squeeze=False, width_ratios=(1.15, 0.85, 1, 1.3))
     for run, axes in zip(runs, rows, strict=True):
         faults, batch_of = run.timeline.faults(), run.timeline.batch_of_faults()
@@ -93,7 +59,7 @@ def draw_runs(path: str | os.PathLike[str], runs: Sequence[CoalesceRun], title: 
         strict=True,
     ):
         axis.set_title(words, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_batches(axis: Any, run: CoalesceRun) -> None:
@@ -226,11 +192,9 @@ def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace, limits: tuple[fl
         bins=(_cells(len(faults), _COLUMNS), bins),
         range=(limits, (0, bins * per_row)),
     )
-    from matplotlib.colors import LogNorm
-
     seen = np.ma.masked_equal(counts.T, 0)
     most = max(int(counts.max()), 2)
-    mesh = axis.pcolormesh(x, y, seen, norm=LogNorm(1, most), cmap="viridis_r", rasterized=True)
+    mesh = axis.pcolormesh(x, y, seen, norm="log", vmin=1, vmax=most, cmap="viridis_r", rasterized=True)
     bar = figure.colorbar(mesh, ax=axis, pad=0.01)
     ticks = [1, *(tick for tick in (2, 5, 10, 100, 1000, 10**4, 10**5, 10**6) if tick <= most)]
     bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
@@ -244,8 +208,3 @@ def _draw_addresses(figure: Any, axis: Any, faults: FaultTrace, limits: tuple[fl
     axis.set_yticks(shown * _BLOCK_PAGES, [f"{int(blocks[place]):#x}" for place in shown])
     axis.set_ylim(0, pages)
     axis.set_ylabel("address; red: a gap left out" if 0 < len(gaps) <= 24 else "address", fontsize=9)
-
-
-def _ascii(text: str) -> str:
-    """Return text that every font has."""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)

@@ -73,7 +73,7 @@ def serve_ranges(
     Every range gets the documented loop: ``read_begin``, ``hmm_range_fault``, ``read_retry``, and again while
     it is stale, for at most ``timeout_ns`` of the model's time (None: without end) and ``max_tries`` calls;
     -EBUSY after that.  Ranges with notifiers of their own go through ``hmm_range_fault_batch`` together;
-    where one notifier serves several, or the CPU works beside, one after the other, as the driver would.
+    where one notifier serves several, or the CPU works meanwhile, one after the other, as the driver would.
     """
     deadline = None if timeout_ns is None else service.clock + timeout_ns
     waiting = list(requests)
@@ -121,6 +121,7 @@ def ask_ranges(
     service.run_cpu()
     rets = hmm_range_fault_batch(ranges, backend=service.backend)
     batch.hmm_calls += len(ranges)
+    batch.walks += stats.walks
     batch.handle_mm_faults += stats.faults
     service.spend("block", len(ranges))
     service.spend("walk", sum(range_.npages for range_ in ranges))

@@ -68,7 +68,7 @@ def coalesce(
     """Let a device run to its end under a driver, and return what was counted.
 
     ``spaces`` are those of the device's areas (:func:`gpuhmm.coalesce.spaces.spaces_over`); ``cpu`` works
-    beside.  ``progress`` hears the number of batches now and then.  ValueError for spaces that do not fit
+    meanwhile.  ``progress`` hears the number of batches now and then.  ValueError for spaces that do not fit
     the areas; LivelockError for a driver that leaves accesses stalled, or serves without ever mapping.
     """
     check_spaces(spaces, device.areas)
@@ -117,7 +117,7 @@ def _serve_all(
 
 
 def _until_fault(service: FaultService, driver: Driver) -> bool:
-    """Let the device, and the CPU beside it, go on until a fault is in the buffer; False if none comes."""
+    """Let the device, and the CPU with it, go on until a fault is in the buffer; False if none comes."""
     device, cpu = service.device, service.cpu
     while True:
         at = device.next_fault(service.clock, None if cpu is None else cpu.due)

@@ -79,7 +79,7 @@ def sweep(
     in ``folder`` (``KEY.json``) as soon as it is done, by everything that determines it
     (:meth:`Experiment.key`): what is there already is not run again, whatever sweep it comes from, and an
     interruption costs the points that were running.  A file that is not whole counts as none.  ``jobs``
-    processes run points beside each other.  ``progress`` hears how many points are done, and of how many.
+    processes run points at the same time.  ``progress`` hears how many points are done, and of how many.
 
     ValueError for axes and settings that cannot be, before anything runs; OSError for a folder that cannot
     be written.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpuhmm.coalesce.axes import Axes, value_words
-from gpuhmm.coalesce.pictures import check_picture_suffix, figure_class, save
 from gpuhmm.coalesce.sweep import Sweep
+from gpuhmm.results.figure import new_figure, picture_suffix, plain_text, save_figure
 
 #: What is drawn, and in words; what is 0 at every point is left out.
 _COUNTERS = {
@@ -44,14 +44,14 @@ def draw_sweep(path: str | os.PathLike[str], made: Sweep, title: str) -> None:
     One axis gives lines, two give heat maps, the first axis from left to right.  ValueError for other
     sweeps and suffixes, ImportError without Matplotlib, OSError for a file that cannot be written.
     """
-    check_picture_suffix(path)
+    picture_suffix(path)
     check_drawable(made.axes)
     names = [name for name, values in made.axes.items() if len(values) > 1]
     shown = [name for name in _COUNTERS if any(row.get(name) for row in made.rows)] or ["batches"]
     columns = min(len(shown), 3)
     height = -(-len(shown) // columns)
-    figure = figure_class()(figsize=(5.6 * columns, 0.7 + 4.2 * height), layout="constrained")
-    figure.suptitle(title, fontsize=12, parse_math=False)
+    figure = new_figure(5.6 * columns, 0.7 + 4.2 * height, layout="constrained")
+    figure.suptitle(plain_text(title), fontsize=12, parse_math=False)
     panels = figure.subplots(height, columns, squeeze=False).reshape(-1)
     for panel in panels[len(shown) :]:
         panel.set_axis_off()
@@ -63,7 +63,7 @@ def draw_sweep(path: str | os.PathLike[str], made: Sweep, title: str) -> None:
             _line(panel, values, names[0], made.axes)
         else:
             _heat_map(figure, panel, values, names, made.axes)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _value(name: str, value: Any) -> float:

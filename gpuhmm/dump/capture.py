@@ -10,15 +10,15 @@ from typing import Any
 
 from gpuhmm.capture.from_space import capture_of_space, mapping_of
 from gpuhmm.capture.mapping import Mapping, parse_maps, user_mappings
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.dump.load import load_tables
 from gpuhmm.dump.raw_tables import RawTables
 from gpuhmm.dump.space import address_space, leaves_outside
 from gpuhmm.dump.zero_pages import find_zero_pages
 from gpuhmm.image import MemorySource, as_source, open_image
-from gpuhmm.memory.space import NO_PFN
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.vma import Vma
+from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
 
 
 def read_dump(
@@ -34,7 +34,7 @@ def read_dump(
     huge_zero_pfn: int | None = None,
     start: int = 0,
     end: int | None = None,
-) -> ProcessCapture:
+) -> Capture:
     """Read the page tables below ``cr3`` out of a memory dump.
 
     ``source`` is a path or what :func:`gpuhmm.image.as_source` takes.  Mappings come from ``maps``, a file in
@@ -60,7 +60,7 @@ def read_dump(
         tables,
         vmas,
         kernel=kernel,
-        zero_pfn=0x1A5F if zero_pfn is None else zero_pfn,
+        zero_pfn=ZERO_PFN if zero_pfn is None else zero_pfn,
         huge_zero_pfn=NO_PFN if huge_zero_pfn is None else huge_zero_pfn,
     )
     origin = {

@@ -9,11 +9,12 @@ import numpy as np
 
 from gpuhmm.dump.areas import areas_of
 from gpuhmm.dump.raw_tables import FAULT_MISSING, RawTables
-from gpuhmm.memory.space import NO_PFN, AddressSpace
+from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.entry import TABLE, encode_swap
 from gpuhmm.mm.profile import NO_TYPE, KernelProfile, kernel_profile
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
-from gpuhmm.mm.x86 import MAX_PFN, PAGE_TABLE, PTE_PFN_MASK, U64, encode_swap
+from gpuhmm.mm.x86 import MAX_PFN, NO_PFN, PTE_PFN_MASK, U64, ZERO_PFN
 
 #: What is said where no VMAs were given.
 AREAS_RULE = (
@@ -43,7 +44,7 @@ def address_space(
     vmas: Iterable[Vma] | None = None,
     *,
     kernel: str | KernelProfile = "v6.1",
-    zero_pfn: int = 0x1A5F,
+    zero_pfn: int = ZERO_PFN,
     huge_zero_pfn: int = NO_PFN,
     highest_memmap_pfn: int = MAX_PFN - 1,
     device_private: Iterable[tuple[int, int, int]] = (),
@@ -119,7 +120,7 @@ class _Unknown:
             return self._poison
         if level - 1 not in self._pfns:
             self._pfns[level - 1] = next(self._free)
-        return self._pfns[level - 1] << 12 | int(PAGE_TABLE)
+        return self._pfns[level - 1] << 12 | TABLE
 
     def tables(self) -> tuple[Words, Words]:
         """Return the tables that the entries need."""

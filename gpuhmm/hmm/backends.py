@@ -1,4 +1,4 @@
-"""The registry of back ends, and the entry point that they share."""
+"""Back ends by name, and the entry points that they share: a back end resolves, the entry point settles."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import importlib.util
 import os
 import platform
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from gpuhmm.errors import ArrayTypeError, BackendError
 from gpuhmm.hmm.ranges import HmmRange
 from gpuhmm.hmm.runs import HmmRuns
+from gpuhmm.hmm.settle import settle
 
-#: Name -> module that defines ``hmm_range_fault(range_)``; the module of that name and ``_runs`` beside it
-#: defines ``hmm_range_fault_runs(request)``.
+#: Name -> module of the walk.  It defines ``resolver(range_)``, the one of that name and ``_runs`` after it
+#: ``runs_resolver(request)``, that with ``_batch`` ``batch_resolver(batch)``.
 BACKENDS = {
     "reference": "gpuhmm.kernels.reference",
     "cpu": "gpuhmm.kernels.cpu",
@@ -30,10 +32,12 @@ class BackendInfo:
     device: str
 
 
+@cache
 def resolve_backend(name: str = "auto") -> BackendInfo:
     """Return the back end of that name; ``auto`` is ``cuda`` where a GPU can be used, else ``cpu``.
 
-    ValueError for an unknown name, BackendError for ``cuda`` where it cannot run.
+    The answer is kept for the life of the process: ``resolve_backend.cache_clear()`` makes the next call
+    look for a GPU again.  ValueError for an unknown name, BackendError for ``cuda`` where it cannot run.
     """
     if name == "auto":
         try:
@@ -44,8 +48,17 @@ def resolve_backend(name: str = "auto") -> BackendInfo:
         raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)} (got {name!r})")
     if name == "cuda":
         return BackendInfo(name, _cuda_device())
-    threads = 1 if name == "reference" else _threads()
+    threads = 1 if name == "reference" else len(os.sched_getaffinity(0))
     return BackendInfo(name, f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}")
+
+
+def backend_module(info: BackendInfo, package: str | None = None, suffix: str = "") -> Any:
+    """Return a module of a back end: in ``package`` the one of its name, else that of its walk.
+
+    ``suffix`` follows its name.
+    """
+    name = f"{package}.{info.name}" if package is not None else BACKENDS[info.name]
+    return importlib.import_module(name + suffix)
 
 
 def hmm_range_fault(range_: HmmRange, backend: str = "auto", stream: Any = None) -> int:
@@ -63,19 +76,19 @@ def hmm_range_fault(range_: HmmRange, backend: str = "auto", stream: Any = None)
     Source: mm/hmm.c:hmm_range_fault (v5.18).
     """
     range_.check()
-    if backend == "auto":
-        backend = resolve_backend().name
-    elif backend not in BACKENDS or backend == "cuda":
-        resolve_backend(backend)
-    if range_.on_device and backend != "cuda":
+    return walk_range(range_, resolve_backend(backend), stream)
+
+
+def walk_range(range_: HmmRange, info: BackendInfo, stream: Any = None) -> int:
+    """As :func:`hmm_range_fault`, of a range that was checked since it last changed."""
+    if range_.on_device and info.name != "cuda":
         raise ArrayTypeError(
-            f"hmm_pfns must be a numpy array for the {backend} back end (got a device array)"
+            f"hmm_pfns must be a numpy array for the {info.name} back end (got a device array)"
         )
-    if stream is not None and backend != "cuda":
-        raise ValueError(f"only the cuda back end takes a stream (got {stream!r} for {backend})")
-    module: Any = importlib.import_module(BACKENDS[backend])
-    ret: int = module.hmm_range_fault(range_) if stream is None else module.hmm_range_fault(range_, stream)
-    return ret
+    if stream is not None and info.name != "cuda":
+        raise ValueError(f"only the cuda back end takes a stream (got {stream!r} for {info.name})")
+    module = backend_module(info)
+    return settle(range_, module.resolver(range_) if stream is None else module.resolver(range_, stream))
 
 
 def hmm_range_fault_runs(request: HmmRuns, backend: str = "auto") -> int:
@@ -86,13 +99,12 @@ def hmm_range_fault_runs(request: HmmRuns, backend: str = "auto") -> int:
     at the failing page.
     """
     request.check()
-    if backend == "auto":
-        backend = resolve_backend().name
-    elif backend not in BACKENDS or backend == "cuda":
-        resolve_backend(backend)
-    module: Any = importlib.import_module(BACKENDS[backend] + "_runs")
-    ret: int = module.hmm_range_fault_runs(request)
-    return ret
+    return walk_runs(request, resolve_backend(backend))
+
+
+def walk_runs(request: HmmRuns, info: BackendInfo) -> int:
+    """As :func:`hmm_range_fault_runs`, of a request that was checked since it last changed."""
+    return settle(request, backend_module(info, suffix="_runs").runs_resolver(request))
 
 
 def _cuda_device() -> str:
@@ -111,10 +123,6 @@ def _cuda_device() -> str:
             "set NUMBA_ENABLE_CUDASIM=1 before Python starts to use the simulator"
         )
     return str(cuda.get_current_device().name)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _cpu_model() -> str:

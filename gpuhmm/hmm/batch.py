@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EBUSY, EINVAL
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.errors import ArrayTypeError
-from gpuhmm.hmm.backends import BACKENDS, hmm_range_fault, resolve_backend
+from gpuhmm.hmm.backends import BackendInfo, backend_module, resolve_backend, walk_range
 from gpuhmm.hmm.ranges import HmmRange, RangeStats, check_fields
 from gpuhmm.mm.arguments import check_array
 from gpuhmm.mm.notifier import MmuIntervalNotifier
@@ -114,20 +113,17 @@ def hmm_range_fault_batch(ranges: Sequence[HmmRange] | HmmRangeBatch, backend: s
     neighbours of one space with the same request go together.  A :class:`HmmRangeBatch` spares what
     Python costs for each range.  ValueError and TypeError for bad ranges, before anything is changed.
     """
-    if backend == "auto":
-        backend = resolve_backend().name
-    elif backend not in BACKENDS or backend == "cuda":
-        resolve_backend(backend)
+    info = resolve_backend(backend)
     if isinstance(ranges, HmmRangeBatch):
         ranges.check()
-        return _Batch(ranges, backend).run()
+        return _Batch(ranges, info).run()
     for range_ in ranges:
         range_.check()
         if range_.on_device:
             raise ArrayTypeError("hmm_pfns of a batch must be a numpy array (got a device array)")
     rets: list[int] = []
     for _, group in groupby(ranges, _what_is_asked):
-        rets += _gathered(list(group), backend)
+        rets += _gathered(list(group), info)
     return rets
 
 
@@ -136,10 +132,10 @@ def _what_is_asked(range_: HmmRange) -> tuple[int, int, int, int]:
     return id(mm), range_.default_flags, range_.pfn_flags_mask, range_.dev_private_owner
 
 
-def _gathered(ranges: list[HmmRange], backend: str) -> list[int]:
+def _gathered(ranges: list[HmmRange], info: BackendInfo) -> list[int]:
     """Run ranges of one space and one request over a copy of their words."""
     if len(ranges) == 1:
-        return [hmm_range_fault(ranges[0], backend)]
+        return [walk_range(ranges[0], info)]
     first = ranges[0]
     batch = HmmRangeBatch(
         first.notifier,
@@ -151,16 +147,15 @@ def _gathered(ranges: list[HmmRange], backend: str) -> list[int]:
         first.pfn_flags_mask,
         first.dev_private_owner,
     )
-    return _Batch(batch, backend, ranges).run()
+    return _Batch(batch, info, ranges).run()
 
 
 class _Batch:
-    def __init__(self, batch: HmmRangeBatch, backend: str, ranges: list[HmmRange] | None = None) -> None:
+    def __init__(self, batch: HmmRangeBatch, info: BackendInfo, ranges: list[HmmRange] | None = None) -> None:
         self.batch = batch
-        self.backend = backend
+        self.info = info
         self.ranges = ranges
-        module: Any = importlib.import_module(BACKENDS[backend] + "_batch")
-        self.resolver: BatchResolver = module.batch_resolver(batch)
+        self.resolver: BatchResolver = backend_module(info, suffix="_batch").batch_resolver(batch)
 
     def run(self) -> list[int]:
         count = len(self.batch)
@@ -181,7 +176,7 @@ class _Batch:
             at = stop
             window = 2 * window
             if stop < past:
-                rets[stop] = hmm_range_fault(self.range_at(stop), self.backend)
+                rets[stop] = walk_range(self.range_at(stop), self.info)
                 at, window = stop + 1, FIRST_WINDOW
         return rets.tolist()
 

@@ -10,6 +10,7 @@ Source: mm/hmm.c:hmm_range_fault, hmm_vma_fault (v5.18), hmm_do_fault (v7.3).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from typing import NamedTuple, Protocol
 
@@ -37,7 +38,7 @@ from gpuhmm.mm.handler import (
 )
 from gpuhmm.mm.vma import VM_WRITE
 
-#: Pages that are resolved at once after a stop; doubled with every wave that has none.
+#: Pages that are resolved at once after a stop; doubled with every wave in which nothing stops.
 FIRST_WAVE_AFTER_STOP = 1024
 
 #: The handler gave the mmap lock up: what was walked is void.
@@ -73,7 +74,7 @@ class Resolver(Protocol):
     max_wave: int
 
     def wave_end(self, va: int) -> int:
-        """Return where a wave that would end at ``va`` must end so that it cuts no need in two."""
+        """Return ``va``, or the end of the extent around it whose need is an OR over all of its pages."""
         ...
 
     def resolve(self, first: int, past: int) -> Stop | None:
@@ -85,8 +86,18 @@ class Resolver(Protocol):
         ...
 
 
-def settle(range_: HmmRange | HmmRuns, resolver: Resolver) -> int:
+class SequentialWalk(ABC):
+    """What the reference gives instead: a walk that faults by itself, as the kernel's does."""
+
+    @abstractmethod
+    def hmm_range_fault(self) -> int:
+        """Walk the whole range; return 0 or a negative errno."""
+
+
+def settle(range_: HmmRange | HmmRuns, resolver: Resolver | SequentialWalk) -> int:
     """Return 0 or a negative errno, with everything done as ``hmm_range_fault()`` does it in order."""
+    if isinstance(resolver, SequentialWalk):
+        return resolver.hmm_range_fault()
     return _Settlement(range_, resolver).run()
 
 
@@ -188,7 +199,7 @@ class _Settlement:
         return -EBUSY
 
     def after_fault(self, result: int) -> int:
-        """Return what ends a burst of faults after one that gave the VM_FAULT_* bits ``result``; 0 if nothing."""
+        """Return what ends a burst after a fault that gave the VM_FAULT_* bits ``result``; 0 if nothing."""
         by_kind = self.mm.kernel.faults_after_walk
         if by_kind and result & _DROPPED:
             self.range.stats.locks_dropped += 1

@@ -35,9 +35,7 @@ def hmm_range_fault_unlocked_timeout(range_: HmmRange, timeout: float, backend: 
     """
     kernel = range_.notifier.mm.kernel
     if not kernel.faults_after_walk:
-        raise ValueError(
-            f"hmm_range_fault_unlocked_timeout needs a kernel from v7.3 on (got {kernel.name})"
-        )
+        raise ValueError(f"hmm_range_fault_unlocked_timeout needs a kernel from v7.3 on (got {kernel.name})")
     if not timeout >= 0:
         raise ValueError(f"timeout must be seconds, 0 for none (got {timeout})")
     stats = range_.stats

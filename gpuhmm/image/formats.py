@@ -51,7 +51,7 @@ def open_image(path: str | os.PathLike[str], *, format: str = "auto") -> ImageFi
 
 
 class _Parts(NamedTuple):
-    """What an :class:`ImageFile` is made of, beside path and file."""
+    """What an :class:`ImageFile` is made of, besides path and file."""
 
     format: str
     segments: list[Segment]

@@ -18,13 +18,18 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import caching
+from numba.core import caching, event
+
+from gpuhmm.shared import COMPILING
 
 #: The package, and what of it compiled code can come from: an edit elsewhere leaves the cache as it is.
 _PACKAGE = Path(__file__).parent.parent
-_COMPILED = ("shared.py", "mm", "hmm", "kernels", "memory", "translation", "watch", "coalesce")
+_COMPILED = ("shared.py", "mm", "hmm", "kernels", "memory", "translation", "coalesce")
 #: Compiled code of other versions is kept for that long, in seconds.
 _KEPT = 14 * 24 * 3600
+
+
+COMPILING.count(event)
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import get_num_threads, njit, prange
 
-from gpuhmm.hmm.settle import Stop, settle
+from gpuhmm.hmm.settle import Stop
 from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.extent import extent_at
@@ -217,13 +217,13 @@ describe = cached(njit(_describe))
 extent_end = cached(njit(_extent_end))
 
 
-def hmm_range_fault(range_: HmmRange) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault`."""
-    return settle(range_, CpuResolver(range_))
+def resolver(range_: HmmRange) -> CpuResolver:
+    """Return what resolves the waves of one call."""
+    return CpuResolver(range_)
 
 
 class CpuResolver:
-    """Resolves pieces of one call; see :class:`gpuhmm.hmm.settle.Resolver`."""
+    """Resolves waves of one call; see :class:`gpuhmm.hmm.settle.Resolver`."""
 
     def __init__(self, range_: HmmRange) -> None:
         self.mm = range_.notifier.mm

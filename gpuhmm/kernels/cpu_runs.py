@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, prange
 
 from gpuhmm.hmm.runs import joined
-from gpuhmm.hmm.settle import Stop, settle
+from gpuhmm.hmm.settle import Stop
 from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
 from gpuhmm.hmm.walk.constants import Walk, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.extent import KIND_LEAF, extent_at
@@ -131,9 +131,9 @@ write_sequential = cached(njit(_write))
 write_parallel = cached(njit(_write, parallel=True))
 
 
-def hmm_range_fault_runs(request: HmmRuns) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault_runs`."""
-    return settle(request, CpuRunsResolver(request))
+def runs_resolver(request: HmmRuns) -> CpuRunsResolver:
+    """Return what collects the runs of one call."""
+    return CpuRunsResolver(request)
 
 
 class CpuRunsResolver:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import cuda
 
-from gpuhmm.hmm.settle import Stop, settle
+from gpuhmm.hmm.settle import Stop
 from gpuhmm.hmm.walk.arrays import host_arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
 from gpuhmm.hmm.walk.leaf import granted_to_all
@@ -34,12 +34,12 @@ _RESOLVE_BLOCKS = 2048
 _ANSWER = 6
 
 
-def hmm_range_fault(range_: HmmRange, stream: Any = None) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault`.
+def resolver(range_: HmmRange, stream: Any = None) -> CudaResolver:
+    """Return what resolves the waves of one call.
 
     All work is done in ``stream``, a numba CUDA stream (None: the default one), and is over on return.
     """
-    return settle(range_, CudaResolver(range_, stream))
+    return CudaResolver(range_, stream)
 
 
 class CudaResolver:

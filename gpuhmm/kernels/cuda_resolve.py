@@ -31,8 +31,7 @@ from gpuhmm.shared import register, shared
 #: A slot with more than one extent: its pages look their extents up one by one.
 KIND_MIXED = U64(4)
 
-#: Places of a stop's description: ACTION_*, HMM_NEED_*, end, VMA, level.
-DESCRIPTION = 5
+#: Places of a stop's description: ACTION_*, HMM_NEED_*, end, VMA, level.  This is where the needs add up.
 _NEED = U64(1)
 
 _THREADS = U64(THREADS)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import cuda
 
-from gpuhmm.hmm.settle import settle
 from gpuhmm.hmm.walk.constants import may_fault, unpack
 from gpuhmm.hmm.walk.extent import KIND_LEAF
 from gpuhmm.hmm.walk.pte import ACTION_NONE, pte_stop, pte_word
@@ -147,9 +146,9 @@ KERNELS = {
 }
 
 
-def hmm_range_fault_runs(request: HmmRuns) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault_runs`."""
-    return settle(request, CudaRunsResolver(request))
+def runs_resolver(request: HmmRuns) -> CudaRunsResolver:
+    """Return what collects the runs of one call."""
+    return CudaRunsResolver(request)
 
 
 class CudaRunsResolver(CpuRunsResolver):

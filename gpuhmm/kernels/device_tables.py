@@ -12,6 +12,12 @@ from numba import cuda
 from numba.core import config
 
 from gpuhmm.mm.x86 import INDEX_MASK, ONE, U64
+from gpuhmm.shared import COMPILING
+
+if not config.ENABLE_CUDASIM:
+    from numba.cuda.core import event
+
+    COMPILING.count(event)
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace

@@ -1,6 +1,6 @@
 """The reference's page-table walk: ``walk_page_range()`` in plain Python.
 
-Read it beside mm/pagewalk.c: the functions have the kernel's names and its order of tests.
+Read it next to mm/pagewalk.c: the functions have the kernel's names and its order of tests.
 
 Source: mm/pagewalk.c (v5.18; later ones where the profile says so).
 """

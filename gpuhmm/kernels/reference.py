@@ -17,6 +17,7 @@ import numpy as np
 from gpuhmm.hmm.livelock import LivelockGuard
 from gpuhmm.hmm.ranges import HmmRange
 from gpuhmm.hmm.runs import HmmRuns
+from gpuhmm.hmm.settle import SequentialWalk
 from gpuhmm.hmm.words import (
     HMM_NEED_ALL_BITS,
     HMM_NEED_WRITE_FAULT,
@@ -52,12 +53,15 @@ HMM_FAULT_PENDING = 1
 HMM_FAULT_UNLOCKED = 2
 
 
-def hmm_range_fault(range_: HmmRange) -> int:
-    """Return 0 or a negative errno; the words of ``range_`` are written as far as the kernel would."""
-    return HmmWalk(range_, range_.hmm_pfns).hmm_range_fault()
+def resolver(range_: HmmRange) -> HmmWalk:
+    """Return the walk of one call, a :class:`gpuhmm.hmm.settle.SequentialWalk`.
+
+    It writes the words of ``range_`` as far as the kernel would.
+    """
+    return HmmWalk(range_, range_.hmm_pfns)
 
 
-class HmmWalk(PageWalk):
+class HmmWalk(PageWalk, SequentialWalk):
     """A ``struct hmm_vma_walk`` together with its ``struct mm_walk``.
 
     Words are read from and stored in ``hmm_pfns``, one place a page of ``range_``.

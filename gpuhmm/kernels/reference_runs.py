@@ -5,18 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from gpuhmm.hmm.runs import HmmRuns, joined, runs_of_words
+from gpuhmm.hmm.settle import SequentialWalk
 from gpuhmm.kernels.reference import HmmWalk
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.x86 import U64, ZERO
 
 
-def hmm_range_fault_runs(request: HmmRuns) -> int:
-    """Return 0 or a negative errno; see :func:`gpuhmm.hmm_range_fault_runs`."""
-    runs = _RunList(request.start, request.notifier.mm.kernel)
-    ret = HmmWalk(request, runs).hmm_range_fault()
-    request.runs = joined(runs.pieces, runs.past, request.notifier.mm.kernel)
-    return ret
+def runs_resolver(request: HmmRuns) -> _RunsWalk:
+    """Return the walk of one call, a :class:`gpuhmm.hmm.settle.SequentialWalk`."""
+    return _RunsWalk(request)
+
+
+class _RunsWalk(SequentialWalk):
+    def __init__(self, request: HmmRuns) -> None:
+        self.request = request
+
+    def hmm_range_fault(self) -> int:
+        runs = _RunList(self.request.start, self.request.notifier.mm.kernel)
+        ret = HmmWalk(self.request, runs).hmm_range_fault()
+        self.request.runs = joined(runs.pieces, runs.past, self.request.notifier.mm.kernel)
+        return ret
 
 
 class _RunList:

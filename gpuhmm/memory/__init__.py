@@ -4,10 +4,8 @@ Operations take the address space first and addresses in bytes; what a kernel wo
 returned as one.
 """
 
-from gpuhmm.memory.fork import fork
-from gpuhmm.memory.gup import access, load, pin_user_pages, store, unpin_user_pages
-from gpuhmm.memory.invariants import check_invariants
-from gpuhmm.memory.madvise import (
+from gpuhmm.memory.change_protection import change_prot_numa, mprotect
+from gpuhmm.memory.do_madvise import (
     MADV_DONTNEED,
     MADV_FREE,
     MADV_HUGEPAGE,
@@ -16,11 +14,13 @@ from gpuhmm.memory.madvise import (
     MADV_PAGEOUT,
     madvise,
 )
-from gpuhmm.memory.memory_failure import memory_failure
+from gpuhmm.memory.dup_mmap import fork
+from gpuhmm.memory.gup import access, load, pin_user_pages, store, unpin_user_pages
+from gpuhmm.memory.hwpoison import memory_failure
+from gpuhmm.memory.invariants import check_invariants
 from gpuhmm.memory.migrate import Migration, migrate_pages_end, migrate_pages_start
 from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
 from gpuhmm.memory.mmap import exit_mmap, munmap
-from gpuhmm.memory.mprotect import change_prot_numa, mprotect
 from gpuhmm.memory.pages.device import DeviceMemory
 from gpuhmm.memory.pages.filemap import FILE_KINDS, File
 from gpuhmm.memory.pages.physical import PhysicalMemory

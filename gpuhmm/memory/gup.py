@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.fault.entry import RW, A, D, P
+from gpuhmm.memory.migrate_device import migrate_to_ram
 from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.pages.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE
-from gpuhmm.mm import x86
+from gpuhmm.mm.entry import RW, A, D, P, table_pfn
 from gpuhmm.mm.handler import (
     FAULT_FLAG_UNSHARE,
     FAULT_FLAG_WRITE,
@@ -23,7 +23,7 @@ from gpuhmm.mm.handler import (
     VM_FAULT_OOM,
 )
 from gpuhmm.mm.mmap_lock import write_locked
-from gpuhmm.mm.tables import NO_CHILD, Words
+from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import VM_ACCESS_FLAGS, VM_READ, VM_SHARED, VM_WRITE
 from gpuhmm.mm.x86 import level_shift
 
@@ -64,15 +64,13 @@ def access(mm: AddressSpace, va: int, write: bool = False) -> int:
 
 def leaf_entry(mm: AddressSpace, va: int) -> tuple[int, int]:
     """Return the level and the value of the entry that maps ``va``, or of the first that is empty."""
-    level = mm.levels
-    while level > 1 and mm.page_tables.row(va, level - 1) != NO_CHILD:
-        level -= 1
+    level = mm.page_tables.lowest(va)
     return level, mm.entry(va, level)
 
 
 def _pfn_at(entry: int, level: int, va: int) -> int:
     pages = 1 << (level_shift(level) - 12)
-    pfn = (entry & int(x86.PTE_PFN_MASK)) >> 12
+    pfn = table_pfn(entry)
     return pfn // pages * pages + (va >> 12) % pages
 
 
@@ -125,8 +123,6 @@ def pin_user_pages(
 
 
 def _pin(mm: AddressSpace, va: int, write: bool, longterm: bool) -> int:
-    from gpuhmm.memory.migrate_device import migrate_to_ram
-
     pfn = access(mm, va, write)
     if pfn < 0:
         return pfn

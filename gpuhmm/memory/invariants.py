@@ -7,19 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.fault.entry import (
-    DEVMAP,
-    NONE,
-    PFN,
-    PROTNONE,
-    PSE,
-    SPECIAL,
-    P,
-    huge_pfn_of,
-    pfn_of,
-    swp_offset,
-    swp_pfn,
-)
 from gpuhmm.memory.pages.page import (
     GUP_PIN_COUNTING_BIAS,
     PG_ADOPTED,
@@ -31,9 +18,24 @@ from gpuhmm.memory.pages.page import (
     PG_HWPOISON,
     PG_SWAPCACHE,
     PG_TABLE,
+    SECTION_SHIFT,
 )
 from gpuhmm.memory.pages.swapfile import slot_of
-from gpuhmm.mm import x86
+from gpuhmm.mm.entry import (
+    DEVMAP,
+    NONE,
+    PMD_SIZE,
+    PROTNONE,
+    PSE,
+    SPECIAL,
+    P,
+    huge_pfn_of,
+    pfn_of,
+    swp_offset,
+    swp_pfn,
+    swp_type_of,
+    table_pfn,
+)
 from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import level_shift
@@ -73,7 +75,6 @@ class _Counts:
     def __init__(self) -> None:
         self.entries: Counter[int] = Counter()  # entries that map exactly this page
         self.references: Counter[int] = Counter()  # entries by head of the page
-        self.exclusive_entries: Counter[int] = Counter()  # device-exclusive ones among them
         self.cache: Counter[int] = Counter()
         self.held: Counter[int] = Counter()
         self.slots: Counter[int] = Counter()
@@ -95,7 +96,7 @@ def _check_tables(memory: PhysicalMemory, mm: AddressSpace) -> None:
         for row in rows:
             for slot in np.flatnonzero(tables.child[row] != NO_CHILD).tolist():
                 child = int(tables.child[row, slot])
-                pfn = (int(tables.upper[row, slot]) & PFN) >> 12
+                pfn = table_pfn(int(tables.upper[row, slot]))
                 assert tables.where.get(pfn) == (level - 1, child), (
                     f"the level {level} entry {int(tables.upper[row, slot]):#x} must lead to its table"
                 )
@@ -116,12 +117,10 @@ def _check_tables(memory: PhysicalMemory, mm: AddressSpace) -> None:
 def _count_area(mm: AddressSpace, vma: Vma, counts: _Counts) -> None:
     va = vma.start
     while va < vma.end:
-        level = mm.levels
-        while level > 1 and mm.page_tables.row(va, level - 1) != NO_CHILD:
-            level -= 1
+        level = mm.page_tables.lowest(va)
         step = 1 << level_shift(level)
         if level == 1:
-            past = min((va | 0x1F_FFFF) + 1, vma.end)
+            past = min((va & -PMD_SIZE) + PMD_SIZE, vma.end)
             row, first = mm.page_tables.row(va, 1), va >> 12 & 511
             entries = mm.page_tables.leaf[row, first : first + ((past - va) >> 12)]
             for i in np.flatnonzero(entries).tolist():
@@ -144,7 +143,7 @@ def _count_pte(mm: AddressSpace, pte: int, counts: _Counts) -> None:
             counts.entries[pfn] += 1
             counts.references[pages.head(pfn)] += 1
         return
-    swp_type = pte >> 59
+    swp_type = swp_type_of(pte)
     if swp_type < kernel.max_swapfiles:
         counts.slots[slot_of(swp_type, swp_offset(pte))] += 1
     elif swp_type in (
@@ -164,7 +163,7 @@ def _count_huge(mm: AddressSpace, vma: Vma, entry: int, counts: _Counts) -> None
     pages = mm.memory.pages
     if vma.is_hugetlb:
         order = vma.page_shift - 12
-        pfn = ((entry if entry & P else ~entry) & int(x86.PTE_PFN_MASK)) >> 12 >> order << order
+        pfn = pfn_of(entry) >> order << order
         counts.entries[pfn] += 1
         counts.references[pfn] += 1
         return
@@ -182,7 +181,7 @@ def _check_pages(memory: PhysicalMemory, counts: _Counts) -> None:
     for key, section in memory.pages.sections.items():
         used = np.flatnonzero((section.refcount != 0) | (section.mapcount != 0) | (section.flags != 0))
         for i in used.tolist():
-            pfn = (key << 15) | i
+            pfn = key << SECTION_SHIFT | i
             page = memory.pages.page(pfn)
             if page.flags & (PG_ADOPTED | PG_TABLE | PG_HWPOISON):
                 continue

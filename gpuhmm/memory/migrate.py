@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from errno import EINVAL
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuhmm.memory.fault.entry import NONE, PMD_SIZE, PROTNONE, PSE, Fault, P, huge_pfn_of, pfn_of, swp_pfn
-from gpuhmm.memory.fault.huge import split_huge_pmd
 from gpuhmm.memory.fault.migration import is_migration_type, migration_entry, remove_migration_pte
 from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.pages.page import GUP_PIN_COUNTING_BIAS, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
@@ -22,9 +20,9 @@ from gpuhmm.memory.pages.rmap import (
     rmap_walk,
     vm_normal_page,
 )
-from gpuhmm.memory.zap import pmd_pieces
+from gpuhmm.memory.pmd_range import split_to_ptes, walk_pmd_range
+from gpuhmm.mm.entry import NONE, PMD_SIZE, PROTNONE, PSE, P, huge_pfn_of, pfn_of, swp_pfn, swp_type_of
 from gpuhmm.mm.mmap_lock import write_locked
-from gpuhmm.mm.tables import NO_CHILD
 
 if TYPE_CHECKING:
     from gpuhmm.memory.pages.physical import PhysicalMemory
@@ -71,7 +69,7 @@ class Migration:
             entry = mm.entry(va, level)
             vma = mm.vmas.lookup(va)
             there = entry & ~NONE and not entry & (P | PROTNONE | PSE)
-            if vma is None or not there or not is_migration_type(mm, entry >> 59):
+            if vma is None or not there or not is_migration_type(mm, swp_type_of(entry)):
                 continue  # unmapped meanwhile
             old = swp_pfn(mm, entry)
             if pfn is not None and self.destinations.get(old) != pfn:
@@ -81,7 +79,7 @@ class Migration:
             remove_migration_pte(mm, vma, va, level, pfn)
             target = old if pfn is None else pfn
             if self.memory.pages.refcount(target):
-                if entry >> 59 == mm.kernel.swp_migration_read:
+                if swp_type_of(entry) == mm.kernel.swp_migration_read:
                     # Shared since, by a fork; the entry is what remembers.
                     self.memory.pages.set_flags(target, 0, PG_ANON_EXCLUSIVE)
                 self.memory.pages.get(target)
@@ -119,25 +117,21 @@ def migrate_pages_start(mm: AddressSpace, start: int, end: int) -> Migration | i
     if invalid_range(mm, start, end):
         return -EINVAL
     migration = Migration(mm.memory, [])
-    for vma in [vma for vma in mm.vmas if vma.start < end and start < vma.end and not vma.is_hugetlb]:
-        for va, past in pmd_pieces(mm, max(start, vma.start), min(end, vma.end)):
-            pmd = mm.entry(va, 2)
-            if not pmd & ~NONE:
-                continue
-            if mm.page_tables.row(va, 1) == NO_CHILD:
-                if not pmd & (P | PROTNONE):
+    for vma in [vma for vma in mm.vmas.overlapping(start, end) if not vma.is_hugetlb]:
+        for part in walk_pmd_range(mm, max(start, vma.start), min(end, vma.end)):
+            if not part.is_table:
+                if not part.pmd & (P | PROTNONE):
                     continue
-                if past - va == PMD_SIZE:
-                    pfn = huge_normal_page(mm, vma, va, pmd)
+                if part.is_whole:
+                    pfn = huge_normal_page(mm, vma, part.va, part.pmd)
                     if pfn is not None:
                         _unmap(migration, pfn, 9)
                     continue
-                split_huge_pmd(Fault(mm, vma, va, 0))
-                if mm.page_tables.row(va, 1) == NO_CHILD:
+                if not split_to_ptes(mm, vma, part.va):
                     continue
-            for at in range(va, past, 4096):
-                pte = mm.entry(at, 1)
-                page = vm_normal_page(mm, vma, at, pte) if pte & (P | PROTNONE) else None
+            for va in part.ptes:
+                pte = mm.entry(va, 1)
+                page = vm_normal_page(mm, vma, va, pte) if pte & (P | PROTNONE) else None
                 if page is not None:
                     if mm.memory.pages.page(page).order:
                         continue  # mapped in part: Linux splits it first, or leaves it

@@ -1,7 +1,7 @@
 """Pages that move between system memory and a device, and pages that a device has for itself.
 
 Source: mm/migrate_device.c:migrate_vma_setup, migrate_vma_pages; mm/rmap.c:make_device_exclusive_range;
-lib/test_hmm.c:dmirror_migrate_alloc_and_copy, dmirror_devmem_fault (v6.1).
+lib/test_hmm.c:dmirror_migrate_alloc_and_copy (v6.1).
 """
 
 from __future__ import annotations
@@ -12,111 +12,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.memory.fault.entry import (
-    NONE,
-    PROTNONE,
-    RW,
-    SPECIAL,
-    Fault,
-    P,
-    alloc_tables,
-    mk_pte,
-    pfn_of,
-    swp_pfn,
-    swp_software,
-)
+from gpuhmm.memory.fault.device import device_private_to_ram
 from gpuhmm.memory.fault.handle import handle_mm_fault
 from gpuhmm.memory.fault.huge import split_huge_pmd
-from gpuhmm.memory.fault.migration import swp_flags
+from gpuhmm.memory.fault.vm_fault import Fault, alloc_tables
 from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.pages.device import DeviceMemory
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_DEVICE, PG_KSM
-from gpuhmm.memory.pages.rmap import page_add_anon_rmap, page_remove_rmap, rmap_walk, vm_normal_page
-from gpuhmm.memory.space import NO_PFN
-from gpuhmm.mm.handler import FAULT_FLAG_WRITE, VM_FAULT_ERROR, VM_FAULT_OOM
+from gpuhmm.memory.pages.rmap import page_add_anon_rmap, page_remove_rmap, vm_normal_page
+from gpuhmm.memory.pmd_range import split_to_ptes
+from gpuhmm.mm.entry import (
+    DIRTY,
+    NONE,
+    PFN,
+    PROTNONE,
+    RW,
+    SPECIAL,
+    P,
+    encode_swap,
+    mk_pte,
+    pfn_of,
+    swp_flags,
+    swp_pfn,
+    swp_type_of,
+)
+from gpuhmm.mm.handler import FAULT_FLAG_WRITE, VM_FAULT_ERROR
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.notifier import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import VM_READ, VM_SHARED, VM_SPECIAL, VM_WRITE, Vma
-from gpuhmm.mm.x86 import encode_swap
+from gpuhmm.mm.x86 import NO_PFN
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
 
 Moved = npt.NDArray[np.bool_]
-
-
-def devmem_fault(vmf: Fault) -> int:
-    """Bring the device-private page at a fault back to memory (dev_pagemap_ops.migrate_to_ram)."""
-    mm, va, vma = vmf.mm, vmf.va, vmf.vma
-    device = mm.memory.device_of(swp_pfn(mm, vmf.entry(1)))
-    owner = None if device is None else device.owner
-    with mm.subscriptions.invalidate_range(va, va + 4096, event=MMU_NOTIFY_MIGRATE, owner=owner):
-        return 0 if _to_ram(mm, vma, va, device) else VM_FAULT_OOM
-
-
-def _to_ram(mm: AddressSpace, vma: Vma, va: int, device: DeviceMemory | None) -> bool:
-    """Replace a device-private entry by one of a fresh page; False if memory ran out.
-
-    The entry comes back old and clean, writable if the device's was.
-    """
-    memory, entry = mm.memory, mm.entry(va, 1)
-    old = swp_pfn(mm, entry)
-    writable = entry >> 59 == mm.kernel.swp_device_write
-    pfn = memory.alloc_page()
-    if pfn is None:
-        return False
-    if device is not None and device.migrated is not None:
-        device.migrated(old)
-    if not memory.pages.refcount(old):
-        memory.adopt(old, anon=True, exclusive=writable, index=vma.index(va))
-    exclusive = writable or bool(memory.pages.flags(old) & PG_ANON_EXCLUSIVE)
-    memory.pages.set_content(pfn, memory.pages.content(old))
-    others = _other_entries(mm, old, va)
-    elsewhere = memory.pages.refcount(old) - 1 - len(others)
-    if memory.pages.mapcount(old) > 1 or elsewhere:
-        # try_to_migrate visits every area that may map the page, this one too
-        with mm.subscriptions.invalidate_range(va, va + 4096):
-            pass
-    _map_moved(mm, vma, va, entry, pfn, writable, exclusive)
-    for other, area, at, pte in others:
-        memory.pages.get(pfn)
-        with other.subscriptions.invalidate_range(at, at + 4096):
-            _map_moved(other, area, at, pte, pfn, False, False)
-        page_remove_rmap(memory, old)
-        memory.put_page(old)
-    if elsewhere:
-        memory.pages.get(pfn, elsewhere)
-        memory.put_page(old, elsewhere)
-    page_remove_rmap(memory, old)
-    memory.put_page(old)
-    return True
-
-
-def _map_moved(
-    mm: AddressSpace, vma: Vma, va: int, entry: int, pfn: int, writable: bool, exclusive: bool
-) -> None:
-    """Map ``pfn``, whose reference the caller has, where a device entry stood (remove_migration_pte)."""
-    exclusive = exclusive and mm.kernel.has_anon_exclusive
-    page_add_anon_rmap(mm.memory, pfn, vma.index(va), exclusive=exclusive)
-    new = mk_pte(pfn, vma.vm_page_prot & ~0x20) | swp_software(entry)
-    if writable and vma.flags & VM_WRITE:
-        new |= RW
-    mm.page_tables.set_entry(va, 1, new)
-
-
-def _other_entries(mm: AddressSpace, pfn: int, va: int) -> list[tuple[AddressSpace, Vma, int, int]]:
-    """Return (space, area, address, entry) of everybody else who has the device page."""
-    kernel = mm.kernel
-    types = (kernel.swp_device_write, kernel.swp_device_read)
-    found = []
-    for other, area, at in rmap_walk(mm.memory, pfn):
-        entry = other.entry(at, 1)
-        if (other is mm and at == va) or entry & (P | PROTNONE) or not entry & ~NONE:
-            continue
-        if entry >> 59 in types and swp_pfn(mm, entry) == pfn:
-            found.append((other, area, at, entry))
-    return found
 
 
 @write_locked
@@ -132,7 +62,10 @@ def migrate_to_ram(mm: AddressSpace, start: int, end: int, device: DeviceMemory)
             vma = mm.vmas.lookup(va)
             if vma is None or not _is_page_of(mm, mm.entry(va, 1), device):
                 continue
-            moved[i] = _to_ram(mm, vma, va, device) if not device.coherent else _coherent_to_ram(mm, vma, va)
+            if device.coherent:
+                moved[i] = _coherent_to_ram(mm, vma, va)
+            else:
+                moved[i] = device_private_to_ram(mm, vma, va, device)
     return moved
 
 
@@ -142,7 +75,7 @@ def _is_page_of(mm: AddressSpace, entry: int, device: DeviceMemory) -> bool:
     if entry & (P | PROTNONE):
         return device.coherent and mm.memory.device_of(pfn_of(entry)) is device
     types = (mm.kernel.swp_device_write, mm.kernel.swp_device_read)
-    return entry >> 59 in types and mm.memory.device_of(swp_pfn(mm, entry)) is device
+    return swp_type_of(entry) in types and mm.memory.device_of(swp_pfn(mm, entry)) is device
 
 
 def _coherent_to_ram(mm: AddressSpace, vma: Vma, va: int) -> bool:
@@ -159,7 +92,7 @@ def _remap(mm: AddressSpace, vma: Vma, va: int, entry: int, pfn: int) -> None:
     exclusive = bool(memory.pages.flags(old) & PG_ANON_EXCLUSIVE)
     memory.pages.set_content(pfn, memory.pages.content(old))
     page_add_anon_rmap(memory, pfn, vma.index(va), exclusive=exclusive)
-    mm.page_tables.set_entry(va, 1, mk_pte(pfn, entry & ~mk_pte(old, 0) & 0xFFF0_0000_0000_0FFF))
+    mm.page_tables.set_entry(va, 1, mk_pte(pfn, entry & ~PFN))
     page_remove_rmap(memory, old)
     memory.put_page(old)
 
@@ -225,9 +158,8 @@ def _may_move(mm: AddressSpace, pfn: int) -> bool:
     pages = mm.memory.pages
     page = pages.page(pfn)
     if not page.flags & PG_ANON or page.flags & (PG_KSM | PG_DEVICE) or page.mapcount != 1:
-        return (
-            False  # pages of a device, coherent ones too, are not of the system (MIGRATE_VMA_SELECT_SYSTEM)
-        )
+        # Pages of a device, coherent ones too, are not of the system (MIGRATE_VMA_SELECT_SYSTEM).
+        return False
     if page.order:
         return pages.refcount(pfn) == 1 << page.order
     return page.refcount == 1
@@ -255,7 +187,7 @@ def _insert_device_page(mm: AddressSpace, vma: Vma, va: int, device: DeviceMemor
     page_add_anon_rmap(mm.memory, pfn, vma.index(va), exclusive=mm.kernel.has_anon_exclusive)
     if device.coherent:
         entry = mk_pte(pfn, vma.vm_page_prot)
-        entry |= RW | 0x840 if vma.flags & VM_WRITE else 0
+        entry |= RW | DIRTY if vma.flags & VM_WRITE else 0
     else:
         entry = _device_entry(mm, pfn, RW if vma.flags & VM_WRITE else 0)
     mm.page_tables.set_entry(va, 1, entry)
@@ -277,7 +209,7 @@ def make_device_exclusive_range(mm: AddressSpace, start: int, end: int, owner: i
             continue
         if handle_mm_fault(mm, vma, va, FAULT_FLAG_WRITE) & VM_FAULT_ERROR:
             continue
-        if mm.page_tables.row(va, 1) == NO_CHILD and not split_huge_pmd(Fault(mm, vma, va, 0)):
+        if mm.page_tables.row(va, 1) == NO_CHILD and not split_to_ptes(mm, vma, va):
             continue
         entry = mm.entry(va, 1)
         pfn = vm_normal_page(mm, vma, va, entry) if entry & P else None

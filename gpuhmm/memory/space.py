@@ -17,20 +17,19 @@ import numpy.typing as npt
 
 from gpuhmm.mm import x86
 from gpuhmm.mm.arguments import check_array, check_pfn
+from gpuhmm.mm.entry import NONE, PSE, RW, TABLE, A, D
+from gpuhmm.mm.given_tables import tables_of_pages
 from gpuhmm.mm.handler import FaultHandler
 from gpuhmm.mm.mmap_lock import MmapLock, write_locked
 from gpuhmm.mm.notifier import Invalidate, MmuIntervalNotifier, NotifierSubscriptions
 from gpuhmm.mm.profile import KernelProfile, kernel_profile
 from gpuhmm.mm.tables import NO_CHILD, PageTables, Words
 from gpuhmm.mm.vma import VM_READ, VM_WRITE, Vma, VmaList
-from gpuhmm.mm.x86 import level_shift
+from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN, level_shift
 
 if TYPE_CHECKING:
     from gpuhmm.memory.pages.filemap import File
     from gpuhmm.memory.pages.physical import PhysicalMemory
-
-#: The huge zero page before anybody allocated it.
-NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class AddressSpace:
@@ -49,7 +48,7 @@ class AddressSpace:
         root_pfn: int = 1,
         vmas: Iterable[Vma] = (),
         kernel: str | KernelProfile = "v5.18",
-        zero_pfn: int = 0x1A5F,
+        zero_pfn: int = ZERO_PFN,
         huge_zero_pfn: int = NO_PFN,
         highest_memmap_pfn: int = x86.MAX_PFN - 1,
         device_private: Iterable[tuple[int, int, int]] = (),
@@ -93,7 +92,7 @@ class AddressSpace:
         tables: Words,
         vmas: Iterable[Vma],
         kernel: str | KernelProfile = "v5.18",
-        zero_pfn: int = 0x1A5F,
+        zero_pfn: int = ZERO_PFN,
         huge_zero_pfn: int = NO_PFN,
         highest_memmap_pfn: int = x86.MAX_PFN - 1,
         device_private: Iterable[tuple[int, int, int]] = (),
@@ -104,10 +103,10 @@ class AddressSpace:
 
         ``table_pfns`` is uint64[n] in any order, ``tables`` uint64[n, 512] the raw entries of each,
         ``device_private`` rows of (first PFN, end PFN, owner).  ValueError for tables that form no
-        tree (see :meth:`PageTables.from_pages`), overlapping VMAs and PFNs beyond 52 bits.
+        tree (see :func:`gpuhmm.mm.given_tables.tables_of_pages`), overlapping VMAs and PFNs beyond 52 bits.
         """
         profile = kernel_profile(kernel)
-        made = PageTables.from_pages(levels, int(root_pfn), table_pfns, tables, profile)
+        made = tables_of_pages(levels, int(root_pfn), table_pfns, tables, profile)
         return cls(
             levels=levels,
             root_pfn=int(root_pfn),
@@ -211,7 +210,7 @@ class AddressSpace:
 
     def mprotect(self, start: int, end: int, prot: int) -> int:
         """Set VM_READ, VM_WRITE and VM_EXEC of ``[start, end)``; see :func:`gpuhmm.memory.mprotect`."""
-        from gpuhmm.memory.mprotect import mprotect
+        from gpuhmm.memory.change_protection import mprotect
 
         return mprotect(self, start, end, prot)
 
@@ -239,7 +238,7 @@ class AddressSpace:
     def map_pfns(self, va: int, pfns: Words, *, level: int = 1, flags: int | None = None) -> None:
         """Map consecutive pages from ``va`` on: at 4 KiB (level 1), 2 MiB (2) or 1 GiB (3).
 
-        ``pfns`` is uint64[n], the first PFN of each page.  ``flags`` are the raw bits beside the
+        ``pfns`` is uint64[n], the first PFN of each page.  ``flags`` are the raw bits next to the
         PFN; without them they follow from the VMA at ``va``: young, dirty, writable in a writable
         area.  Tables that are missing are made.  ValueError for PFNs that are unaligned or beyond
         52 bits, and where a table of smaller pages stands in the way.
@@ -262,7 +261,7 @@ class AddressSpace:
         for row, slot, done, count in self._rows(va, len(pfns), level):
             if level > 1 and (self.page_tables.child[row, slot : slot + count] != NO_CHILD).any():
                 raise ValueError(f"tables of smaller pages stand where {size:#x} pages are mapped at {va:#x}")
-            self._store(level, row, slot, entries[done : done + count])
+            self.page_tables.store(level, row, slot, entries[done : done + count])
 
     def new_table_pfn(self) -> int:
         """Return a PFN that no table has, for a table to come."""
@@ -278,11 +277,11 @@ class AddressSpace:
         """Make every missing table on the way to the entry of ``level`` over ``va`` (__pmd_alloc and kin)."""
         for upper in range(self.levels, level, -1):
             value = self.entry(va, upper)
-            if value & ~int(x86.KNL_ERRATUM_MASK):
+            if value & ~NONE:
                 if self.page_tables.row(va, upper - 1) == NO_CHILD:
                     raise ValueError(f"the level {upper} entry {value:#x} over va {va:#x} is no table")
                 continue
-            self.set_entry(va, upper, self.new_table_pfn() << 12 | int(x86.PAGE_TABLE))
+            self.set_entry(va, upper, self.new_table_pfn() << 12 | TABLE)
 
     def _rows(self, va: int, npages: int, level: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (row, slot, pages before, pages) for each table under ``npages`` pages, making tables."""
@@ -295,29 +294,18 @@ class AddressSpace:
             yield self.page_tables.row(at, level), slot, done, count
             done += count
 
-    def _store(self, level: int, row: int, slot: int, entries: Words) -> None:
-        if level == 1:
-            self.page_tables.store_leaf(row, slot, entries)
-        else:
-            self.page_tables.store_upper(row, slot, entries)
-
     def _default_flags(self, va: int, level: int) -> int:
         vma = self.vmas.lookup(va)
         if vma is None:
             raise ValueError(f"va {va:#x} must lie in a VMA, or flags be given")
-        flags = vma.vm_page_prot | int(x86.PAGE_ACCESSED)
+        flags = vma.vm_page_prot | A
         if vma.flags & VM_WRITE:
-            flags |= int(x86.PAGE_RW | x86.PAGE_DIRTY)
-        return flags | (int(x86.PAGE_PSE) if level > 1 else 0)
+            flags |= RW | D
+        return flags | (PSE if level > 1 else 0)
 
     def _check_top(self, end: int) -> None:
         if end > self.task_size:
             raise ValueError(f"addresses must lie below {self.task_size:#x} (got {end:#x})")
-
-    def _check_range(self, start: int, end: int) -> None:
-        if start % 4096 or end % 4096 or not 0 <= start < end:
-            raise ValueError(f"a range must be page aligned, start < end (got {start:#x}, {end:#x})")
-        self._check_top(end)
 
 
 def _owner_table(device_private: Iterable[tuple[int, int, int]]) -> npt.NDArray[np.uint64]:

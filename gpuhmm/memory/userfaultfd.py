@@ -11,9 +11,9 @@ from __future__ import annotations
 from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import NONE, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP, P
+from gpuhmm.memory.change_protection import change_protection
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
-from gpuhmm.memory.mprotect import change_protection
+from gpuhmm.mm.entry import NONE, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP, P, swp_type_of
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.vma import VM_UFFD_MISSING, VM_UFFD_WP, Vma
 
@@ -35,7 +35,7 @@ def userfaultfd_register(mm: AddressSpace, start: int, end: int, mode: int) -> i
     """
     if invalid_range(mm, start, end) or not mode or mode & ~_MODES or cuts_hugetlb(mm, start, end):
         return -EINVAL
-    areas = [vma for vma in mm.vmas if vma.start < end and start < vma.end]
+    areas = mm.vmas.overlapping(start, end)
     if not areas or not all(_can_userfault(vma) for vma in areas):
         return -EINVAL
     add = VM_UFFD_MISSING if mode & UFFDIO_REGISTER_MODE_MISSING else 0
@@ -53,8 +53,9 @@ def userfaultfd_unregister(mm: AddressSpace, start: int, end: int) -> int:
     """End what :func:`userfaultfd_register` began, and take write protection back; 0 or -EINVAL."""
     if invalid_range(mm, start, end) or cuts_hugetlb(mm, start, end):
         return -EINVAL
-    for vma in [vma for vma in mm.vmas if vma.start < end and start < vma.end and vma.flags & VM_UFFD_WP]:
-        change_protection(mm, vma, max(start, vma.start), min(end, vma.end), _resolved)
+    for vma in mm.vmas.overlapping(start, end):
+        if vma.flags & VM_UFFD_WP:
+            change_protection(mm, vma, max(start, vma.start), min(end, vma.end), _resolved)
     mm.vmas.set_flags(start, end, ~(VM_UFFD_MISSING | VM_UFFD_WP), 0)
     return 0
 
@@ -84,6 +85,6 @@ def _protected(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> i
 def _resolved(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> int:
     if entry & (P | PROTNONE):
         return entry & ~UFFD_WP
-    if entry >> 59 == mm.kernel.swp_pte_marker:
+    if swp_type_of(entry) == mm.kernel.swp_pte_marker:
         return 0
     return entry & ~SWP_UFFD_WP

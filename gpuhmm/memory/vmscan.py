@@ -9,18 +9,14 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import NONE, PROTNONE, SWP_EXCLUSIVE, D, Fault, P
-from gpuhmm.memory.fault.huge import split_huge_pmd
-from gpuhmm.memory.fault.migration import swp_flags
 from gpuhmm.memory.mmap import invalid_range
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE, PG_KSM, PG_LAZYFREE, PG_SWAPCACHE
 from gpuhmm.memory.pages.rmap import page_remove_rmap, vm_normal_page
 from gpuhmm.memory.pages.swapfile import SLOT_TYPE_SHIFT
-from gpuhmm.memory.zap import pmd_pieces
+from gpuhmm.memory.pmd_range import split_to_ptes, walk_pmd_range
+from gpuhmm.mm.entry import NONE, PROTNONE, SWP_EXCLUSIVE, D, P, encode_swap, swp_flags
 from gpuhmm.mm.mmap_lock import write_locked
-from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_LOCKED, VM_PFNMAP, Vma
-from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -35,18 +31,15 @@ def swap_out(mm: AddressSpace, start: int, end: int) -> int:
     """
     if invalid_range(mm, start, end):
         return -EINVAL
-    areas = [vma for vma in mm.vmas if vma.start < end and start < vma.end]
+    areas = mm.vmas.overlapping(start, end)
     if any(vma.flags & (VM_LOCKED | VM_PFNMAP) or vma.is_hugetlb for vma in areas):
         return -EINVAL
     gone = 0
     for vma in areas:
-        for va, past in pmd_pieces(mm, max(start, vma.start), min(end, vma.end)):
-            huge = mm.page_tables.row(va, 1) == NO_CHILD
-            if huge and not (mm.entry(va, 2) & (P | PROTNONE) and split_huge_pmd(Fault(mm, vma, va, 0))):
-                continue
-            if mm.page_tables.row(va, 1) == NO_CHILD:
-                continue  # a huge page of a file: the split has unmapped it
-            gone += sum(_page_out(mm, vma, at) for at in range(va, past, 4096))
+        for part in walk_pmd_range(mm, max(start, vma.start), min(end, vma.end)):
+            present = part.pmd & (P | PROTNONE)
+            if part.is_table or (present and split_to_ptes(mm, vma, part.va)):
+                gone += sum(_page_out(mm, vma, va) for va in part.ptes)
     return gone
 
 

@@ -6,27 +6,17 @@ mm/hugetlb.c:__unmap_hugepage_range (v6.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.fault.entry import (
-    DEVMAP,
-    NONE,
-    PFN,
-    PMD_SIZE,
-    PROTNONE,
-    PSE,
-    Fault,
-    P,
-    swp_offset,
-    swp_pfn,
-)
 from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_TABLE
 from gpuhmm.memory.pages.rmap import huge_normal_page, page_remove_rmap, vm_normal_page
 from gpuhmm.memory.pages.swapfile import slot_of
+from gpuhmm.memory.pmd_range import walk_pmd_range
+from gpuhmm.mm.entry import NONE, PMD_SIZE, PROTNONE, PSE, P, pfn_of, swp_offset, swp_pfn, swp_type_of
 from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import level_shift
@@ -35,47 +25,29 @@ if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
 
 
-def pmd_pieces(mm: AddressSpace, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of ``[start, end)`` below which there may be entries: no more than 2 MiB each."""
-    va = start
-    while va < end:
-        level = mm.levels
-        while level > 2 and mm.page_tables.row(va, level - 1) != NO_CHILD:
-            level -= 1
-        if level > 2 and not mm.entry(va, level) & (PSE | DEVMAP):
-            va = ((va >> level_shift(level)) + 1) << level_shift(level)
-            continue
-        past = min(end, (va & -PMD_SIZE) + PMD_SIZE)
-        yield va, past
-        va = past
-
-
 def zap_page_range(mm: AddressSpace, vma: Vma, start: int, end: int) -> None:
     """Empty ``[start, end)`` of one area; huge pages that it cuts are split first."""
     if vma.is_hugetlb:
         _zap_hugetlb(mm, vma, start, end)
         return
-    for va, past in pmd_pieces(mm, start, end):
-        pmd = mm.entry(va, 2)
-        if not pmd & ~NONE:
-            continue
-        if mm.page_tables.row(va, 1) == NO_CHILD:
-            if past - va == PMD_SIZE:
-                zap_huge_pmd(mm, vma, va, pmd)
+    for part in walk_pmd_range(mm, start, end):
+        if not part.is_table:
+            if part.is_whole:
+                zap_huge_pmd(mm, vma, part.va, part.pmd)
                 continue
-            if not pmd & (P | PROTNONE | PSE) or not split_huge_pmd(Fault(mm, vma, va, 0)):
-                zap_huge_pmd(mm, vma, va & -PMD_SIZE, pmd)
+            if not part.pmd & (P | PROTNONE | PSE) or not split_huge_pmd(Fault(mm, vma, part.va, 0)):
+                zap_huge_pmd(mm, vma, part.va & -PMD_SIZE, part.pmd)
                 continue
-            if mm.page_tables.row(va, 1) == NO_CHILD:
-                continue
-        zap_pte_range(mm, vma, va, past)
+            if mm.page_tables.row(part.va, 1) == NO_CHILD:
+                continue  # a huge page of a file: the split has unmapped it
+        zap_pte_range(mm, vma, part.va, part.past)
 
 
 def zap_pte_range(mm: AddressSpace, vma: Vma, start: int, end: int) -> None:
     """Empty the PTEs of ``[start, end)``, all of one leaf table."""
     row, first, count = mm.page_tables.row(start, 1), start >> 12 & 511, (end - start) >> 12
     entries = mm.page_tables.leaf[row, first : first + count].copy()
-    mm.page_tables.store_leaf(row, first, np.zeros(count, dtype=np.uint64))
+    mm.page_tables.store(1, row, first, np.zeros(count, dtype=np.uint64))
     for i in np.flatnonzero(entries).tolist():
         drop_entry(mm, vma, start + (i << 12), int(entries[i]))
 
@@ -92,7 +64,7 @@ def drop_entry(mm: AddressSpace, vma: Vma, va: int, pte: int) -> None:
             memory.free_swap(pfn)
             memory.put_page(pfn)
         return
-    swp_type = pte >> 59
+    swp_type = swp_type_of(pte)
     if swp_type < kernel.max_swapfiles:
         slot = slot_of(swp_type, swp_offset(pte))
         memory.swap.adopt(slot, 1)
@@ -129,7 +101,7 @@ def _zap_hugetlb(mm: AddressSpace, vma: Vma, start: int, end: int) -> None:
         mm.page_tables.set_entry(va, level, 0)
         if not entry & (P | PROTNONE):
             continue
-        pfn = ((entry if entry & P else ~entry) & PFN) >> 12
+        pfn = pfn_of(entry)
         if mm.memory.pages.refcount(pfn):
             mm.memory.pages.add_mapcount(pfn, -1)
             mm.memory.put_page(pfn)
@@ -142,19 +114,12 @@ def free_pgtables(mm: AddressSpace, start: int, end: int) -> None:
     floor = max(before, default=0)
     ceiling = mm.task_size if after is None else max(after.start, end)
     for level in range(1, mm.levels):
-        shift = level_shift(level + 1)
-        va = start >> shift << shift
+        size = 1 << level_shift(level + 1)
+        va = start & -size
         while va < end:
-            if va >= floor and va + (1 << shift) <= ceiling:
+            if va >= floor and va + size <= ceiling:
                 pfn = mm.page_tables.drop_table(va, level)
                 if pfn is not None and mm.memory.pages.flags(pfn) & PG_TABLE:
                     mm.memory.put_page(pfn)
-            va = _next_table(mm, va, level)
-
-
-def _next_table(mm: AddressSpace, va: int, level: int) -> int:
-    """Return the next address at which a table of ``level`` may begin."""
-    for upper in range(mm.levels, level, -1):
-        if mm.page_tables.row(va, upper - 1) == NO_CHILD:
-            return ((va >> level_shift(upper)) + 1) << level_shift(upper)
-    return ((va >> level_shift(level + 1)) + 1) << level_shift(level + 1)
+            shift = level_shift(max(mm.page_tables.lowest(va), level + 1))
+            va = ((va >> shift) + 1) << shift  # where a table of this level may begin next

@@ -6,7 +6,6 @@ Source: lib/test_hmm.c:dmirror_interval_invalidate, dmirror_range_fault, dmirror
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.hmm.backends import hmm_range_fault
-from gpuhmm.hmm.loop import REQUESTS
+from gpuhmm.hmm.backends import BackendInfo, walk_range
+from gpuhmm.hmm.loop import REQUESTS, tries
 from gpuhmm.hmm.ranges import HmmRange, RangeStats
 from gpuhmm.hmm.words import HMM_PFN_WRITE, word_layout
 from gpuhmm.mirror.page_table import DPT_VALID, DPT_WRITE, DevicePageTable
@@ -61,7 +60,12 @@ class CoherentPageTable:
     """
 
     def __init__(
-        self, mm: AddressSpace, device: DeviceMemory, backend: str, range_pages: int, timeout_ms: float
+        self,
+        mm: AddressSpace,
+        device: DeviceMemory,
+        backend: BackendInfo,
+        range_pages: int,
+        timeout_ms: float,
     ) -> None:
         self.mm = mm
         self.device = device
@@ -99,7 +103,7 @@ class CoherentPageTable:
     def snapshot(self, start: int, end: int, accept: Callable[[Words], int]) -> int:
         """Walk one range without faulting; return what ``accept`` makes of the words.
 
-        The walk has a notifier of its own, so that what happens beside the range does not matter
+        The walk has a notifier of its own, so that what happens outside the range does not matter
         (dmirror_range_snapshot).
         """
         notifier = self.mm.notifier(start, end, self._invalidate_snapshot)
@@ -120,26 +124,25 @@ class CoherentPageTable:
 
         A negative errno of the walk, -EBUSY if the time was up (dmirror_range_fault).
         """
-        deadline = time.monotonic() + self.timeout_ms / 1000
-        while time.monotonic() <= deadline:
+        for seq in tries(notifier, self.timeout_ms):
             stats, moves = RangeStats(), self._moves_by_others
             range_ = HmmRange(
                 notifier,
                 start,
                 end,
                 np.zeros((end - start) >> 12, dtype=np.uint64),
-                notifier_seq=notifier.read_begin(),
+                notifier_seq=seq,
                 default_flags=default_flags,
                 dev_private_owner=self.device.owner,
                 stats=stats,
             )
-            ret = hmm_range_fault(range_, backend=self.backend)
+            ret = walk_range(range_, self.backend)
             with self.mutex:
                 self.counters.calls += 1
                 self.counters.faults += stats.faults
                 if ret not in (0, -EBUSY):
                     return ret
-                stale = notifier.read_retry(range_.notifier_seq) or moves != self._moves_by_others
+                stale = notifier.read_retry(seq) or moves != self._moves_by_others
                 if ret == 0 and not stale:
                     return accept(range_.hmm_pfns)
                 self.counters.retries += 1

@@ -18,14 +18,14 @@ from gpuhmm.hmm.loop import HMM_RANGE_DEFAULT_TIMEOUT_MS
 from gpuhmm.memory.migrate_device import make_device_exclusive_range, migrate_to_device, migrate_to_ram
 from gpuhmm.memory.pages.page import SECTION_MASK, SECTION_SHIFT
 from gpuhmm.memory.pages.rmap import rmap_walk
-from gpuhmm.memory.space import NO_PFN
 from gpuhmm.mirror.coherence import CoherentPageTable, MirrorCounters
 from gpuhmm.mirror.page_table import DPT_ATOMIC, DPT_PFN, DPT_VALID, DPT_WRITE, DevicePageTable
 from gpuhmm.mirror.protection import dmirror_mkentry
-from gpuhmm.mm import x86
 from gpuhmm.mm.arguments import check_array
+from gpuhmm.mm.entry import PROTNONE, RW, P, pfn_of, swp_pfn, swp_type_of
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import VM_READ
+from gpuhmm.mm.x86 import NO_PFN
 
 if TYPE_CHECKING:
     from gpuhmm.memory.pages.device import DeviceMemory
@@ -79,7 +79,7 @@ class DeviceMirror:
             raise ValueError("the memory of the device must be of the machine that the space is on")
         self.mm = mm
         self.device = device
-        self._table = CoherentPageTable(mm, device, resolve_backend(backend).name, range_pages, timeout_ms)
+        self._table = CoherentPageTable(mm, device, resolve_backend(backend), range_pages, timeout_ms)
         self._open = True
 
     @property
@@ -279,19 +279,18 @@ class DeviceMirror:
     def _granted(self, va: int) -> np.uint64 | None:
         """Return the entry that the CPU page table allows the device at ``va``, None if it has to ask."""
         pte, kernel = self.mm.entry(va, 1), self.mm.kernel
-        if pte & int(x86.PAGE_PRESENT):
-            write = DPT_WRITE if pte & int(x86.PAGE_RW) else np.uint64(0)
-            return np.uint64((pte & int(x86.PTE_PFN_MASK)) >> 12) | write
+        if pte & P:
+            write = DPT_WRITE if pte & RW else np.uint64(0)
+            return np.uint64(pfn_of(pte)) | write
         bits = {
             kernel.swp_device_write: DPT_WRITE,
             kernel.swp_device_read: np.uint64(0),
             kernel.swp_device_exclusive_write: DPT_ATOMIC,
             kernel.swp_device_exclusive_read: DPT_ATOMIC,
-        }.get(pte >> 59)
-        if bits is None or pte & int(x86.PAGE_PROTNONE):
+        }.get(swp_type_of(pte))
+        if bits is None or pte & PROTNONE:
             return None
-        pfn_bits = kernel.swp_pfn_bits[self.mm.levels - 4]
-        return np.uint64(int(x86.swp_offset(np.uint64(pte))) & ((1 << pfn_bits) - 1)) | bits
+        return np.uint64(swp_pfn(self.mm, pte)) | bits
 
     def _read_mapped(self, start: int, end: int) -> MirrorResult:
         """Read what is in the device page table; -ENOENT at the first page that is not."""

@@ -1,12 +1,21 @@
 """Page-table pages: raw x86-64 entries, kept so that a walk never searches for a PFN.
 
-Leaf tables (level 1) and upper tables (levels 2 to 5) lie in one dense array each; beside every
+Leaf tables (level 1) and upper tables (levels 2 to 5) lie in one dense array each; next to every
 upper entry stands the row of the table that it points to.
+
+Who stores entries does it in one of four ways, so that these rows and the logs of changes stay right:
+
+* one entry: :meth:`PageTables.set_entry`, which alone makes and finds tables (``Fault.store`` is it at the
+  address of a fault, ``AddressSpace.set_entry`` it for the world outside, under ``mmap_lock``);
+* a run of entries in one table, none of which points to a table: :meth:`PageTables.store`;
+* a run of PMDs that each get a new leaf table: :meth:`PageTables.attach_leaf_tables`;
+* compiled code that writes into :attr:`PageTables.leaf` itself: :meth:`PageTables.leaf_changed` afterwards.
+
+Tables that exist already are taken in by :mod:`gpuhmm.mm.given_tables`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import repeat
 from typing import TypeVar
 
@@ -14,15 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.mm import x86
-from gpuhmm.mm.arguments import check_array, check_pfn
+from gpuhmm.mm.arguments import check_pfn
+from gpuhmm.mm.entry import NONE, is_leaf, points_to_table, table_pfn
 from gpuhmm.mm.profile import KernelProfile
-from gpuhmm.mm.x86 import U64, level_shift
+from gpuhmm.mm.x86 import level_shift
 
 Words = npt.NDArray[np.uint64]
 
 Entry = TypeVar("Entry", bound=np.generic)
 
-#: Beside an upper entry that points to no table.
+#: Stands next to an upper entry that points to no table.
 NO_CHILD = -1
 
 
@@ -63,7 +73,7 @@ class PageTables:
         self.where: dict[int, tuple[int, int]] = {}  # PFN of a table -> its level and row
         self.unreached: dict[int, Words] = {}  # tables that were given but that nothing points to
         self._logs: list[ChangeLog] = []
-        self._new_table(root_pfn, levels)
+        self.add_table(root_pfn, levels)
 
     # -- what the walks read ------------------------------------------------------------------
 
@@ -104,6 +114,15 @@ class PageTables:
                 break
         return row
 
+    def lowest(self, va: int) -> int:
+        """Return the level of the lowest table over ``va``: what maps it, or nothing, is an entry there."""
+        row = 0
+        for level in range(self.levels, 1, -1):
+            row = int(self._child[row, va >> level_shift(level) & 511])
+            if row == NO_CHILD:
+                return level
+        return 1
+
     def entry(self, va: int, level: int) -> int:
         """Return the raw entry; 0 where no table covers ``va`` at that level."""
         self._check_address(va, level)
@@ -121,10 +140,6 @@ class PageTables:
         self._logs.append(log)
         return log
 
-    def unwatch(self, log: ChangeLog) -> None:
-        """Stop noting changes in ``log``."""
-        self._logs.remove(log)
-
     def set_entry(self, va: int, level: int, value: int) -> None:
         """Store a raw entry; one that points to an unknown table adds an empty table of that PFN.
 
@@ -141,34 +156,37 @@ class PageTables:
         slot = va >> level_shift(level) & 511
         if level == 1:
             self._leaf[row, slot] = value
-            for log in self._logs:
-                log.leaf.add(row)
         else:
-            child = self._child_of(value, level)
+            child = self.child_of(value, level)
             self._upper[row, slot] = value
             self._child[row, slot] = child
-            for log in self._logs:
-                log.upper.add(row)
-        self.clock += 1
+        self._changed(level, row)
 
-    def _child_of(self, value: int, level: int) -> int:
-        pfn = (value & int(x86.PTE_PFN_MASK)) >> 12
-        if not self._points_to_table(value, level):
+    def child_of(self, value: int, level: int) -> int:
+        """Return the row of the table to which an entry of ``level`` leads, or ``NO_CHILD``.
+
+        A table that is not known yet is added, with all that it leads to: see :meth:`set_entry`.
+        """
+        pfn = table_pfn(value)
+        if not points_to_table(value, level, self.kernel.huge_bits):
             # A wild entry that a walk would follow all the same, as the kernel does.
             known = self.where.get(pfn)
-            wild = level >= 3 and not self._huge(value, level) and value & ~int(x86.KNL_ERRATUM_MASK)
+            wild = level >= 3 and not is_leaf(value, level, self.kernel.huge_bits) and value & ~NONE
             return known[1] if wild and known is not None and known[0] == level - 1 else NO_CHILD
         if pfn not in self.where:
-            return self._new_table(pfn, level - 1)
+            row = self.add_table(pfn, level - 1)
+            for slot in np.flatnonzero(self._upper[row]) if level > 2 else ():
+                self._child[row, slot] = self.child_of(int(self._upper[row, slot]), level - 1)
+            return row
         known_level, row = self.where[pfn]
         if known_level != level - 1:
             raise ValueError(
-                f"table PFN {pfn:#x} must not be used at two levels (got {level - 1} beside {known_level})"
+                f"table PFN {pfn:#x} must not be used at two levels (got {level - 1} and {known_level})"
             )
         return row
 
-    def _new_table(self, pfn: int, level: int) -> int:
-        """Add a table: with the content that came with it, or empty."""
+    def add_table(self, pfn: int, level: int) -> int:
+        """Give the table of that PFN a row, and return it: with the content that came with it, or empty."""
         which = 0 if level == 1 else 1
         if self._dropped[which]:
             row = self._dropped[which].pop()
@@ -176,15 +194,10 @@ class PageTables:
             row = self._counts[which]
             self.reserve(leaf=row + 1) if which == 0 else self.reserve(upper=row + 1)
             self._counts[which] += 1
-        pool = self._upper if which else self._leaf
         content = self.unreached.pop(pfn, None)
-        pool[row] = 0 if content is None else content
+        (self._upper if which else self._leaf)[row] = 0 if content is None else content
         self.where[pfn] = (level, row)
-        for log in self._logs:
-            (log.upper if which else log.leaf).add(row)
-        if content is not None and level > 1:
-            for slot in np.flatnonzero(content):
-                self._child[row, slot] = self._child_of(int(content[slot]), level)
+        self._note(level, row)
         return row
 
     def drop_table(self, va: int, level: int) -> int | None:
@@ -198,15 +211,14 @@ class PageTables:
         row = self.row(va, level)
         if row == NO_CHILD:
             return None
-        pfn = (self.entry(va, level + 1) & int(x86.PTE_PFN_MASK)) >> 12
+        pfn = table_pfn(self.entry(va, level + 1))
         if level > 1 and (self._child[row] != NO_CHILD).any():
             raise ValueError(f"the level {level} table over va {va:#x} must be empty of tables to be dropped")
         self.set_entry(va, level + 1, 0)
         del self.where[pfn]
         (self._leaf if level == 1 else self._upper)[row] = 0
         self._dropped[0 if level == 1 else 1].append(row)
-        for log in self._logs:
-            (log.leaf if level == 1 else log.upper).add(row)
+        self._note(level, row)
         return pfn
 
     def reserve(self, leaf: int = 0, upper: int = 0) -> None:
@@ -217,20 +229,15 @@ class PageTables:
             self._upper = _grown(self._upper, upper, 0)
             self._child = _grown(self._child, upper, NO_CHILD)
 
-    def store_leaf(self, row: int, slot: int, entries: Words) -> None:
-        """Store consecutive PTEs of one leaf table."""
-        self._leaf[row, slot : slot + len(entries)] = entries
-        self.clock += 1
-        for log in self._logs:
-            log.leaf.add(row)
-
-    def store_upper(self, row: int, slot: int, entries: Words) -> None:
-        """Store consecutive upper entries, none of which points to a table."""
-        self._upper[row, slot : slot + len(entries)] = entries
-        self._child[row, slot : slot + len(entries)] = NO_CHILD
-        self.clock += 1
-        for log in self._logs:
-            log.upper.add(row)
+    def store(self, level: int, row: int, slot: int, entries: Words) -> None:
+        """Store consecutive entries of the table of ``level`` in ``row``; none of them points to a table."""
+        where = slice(slot, slot + len(entries))
+        if level == 1:
+            self._leaf[row, where] = entries
+        else:
+            self._upper[row, where] = entries
+            self._child[row, where] = NO_CHILD
+        self._changed(level, row)
 
     def attach_leaf_tables(self, row: int, slot: int, entries: Words) -> Words:
         """Store PMDs that each point to a new leaf table; return the tables, uint64[n, 512], a view."""
@@ -242,17 +249,22 @@ class PageTables:
         pfns = ((entries & x86.PTE_PFN_MASK) >> x86.PAGE_SHIFT).tolist()
         self.where.update(zip(pfns, zip(repeat(1), rows), strict=False))
         self._counts[0] += count
-        self.clock += 1
+        self._changed(2, row)
         for log in self._logs:
-            log.upper.add(row)
             log.leaf.update(rows)
         return self._leaf[first : first + count]
 
     def leaf_changed(self, row: int) -> None:
-        """Say that entries of a leaf table were stored without :meth:`store_leaf`."""
+        """Say that entries of a leaf table were stored into :attr:`leaf` itself."""
+        self._changed(1, row)
+
+    def _changed(self, level: int, row: int) -> None:
         self.clock += 1
+        self._note(level, row)
+
+    def _note(self, level: int, row: int) -> None:
         for log in self._logs:
-            log.leaf.add(row)
+            (log.leaf if level == 1 else log.upper).add(row)
 
     def _check_address(self, va: int, level: int) -> None:
         if not 1 <= level <= self.levels:
@@ -260,166 +272,13 @@ class PageTables:
         if not 0 <= va < 1 << (12 + 9 * self.levels):
             raise ValueError(f"va must lie below 2^{12 + 9 * self.levels} (got {va:#x})")
 
-    # -- construction from given pages --------------------------------------------------------
-
-    @classmethod
-    def from_pages(
-        cls, levels: int, root_pfn: int, table_pfns: Words, tables: Words, kernel: KernelProfile
-    ) -> PageTables:
-        """Build the tables from their pages, whatever their order.
-
-        ``table_pfns`` is uint64[n], ``tables`` uint64[n, 512].  ValueError, with level and address,
-        for a PFN that comes twice, a missing root, an entry that points to a missing table, a cycle
-        and a table used at two levels.
-        """
-        check_array("table_pfns", table_pfns, (None,))
-        check_array("tables", tables, (len(table_pfns), 512))
-        made = cls(levels, root_pfn, kernel)
-        for pfn, page in zip(table_pfns.tolist(), tables, strict=True):
-            check_pfn("a table PFN", pfn)
-            if pfn in made.unreached:
-                raise ValueError(f"table_pfns must be distinct (got {pfn:#x} twice)")
-            made.unreached[pfn] = page
-        if root_pfn not in made.unreached:
-            raise ValueError(f"root_pfn must be one of table_pfns (got {root_pfn:#x})")
-        made.reserve(leaf=len(table_pfns))
-        made._upper[0] = made.unreached.pop(root_pfn)
-        optional = list(made._attach_all())
-        for level, row, slot in optional:  # what only hugetlb areas follow, once the rest is known
-            value = int(made._upper[row, slot])
-            pfn = (value & int(x86.PTE_PFN_MASK)) >> 12
-            if pfn in made.unreached or made.where.get(pfn, (0, 0))[0] == level - 1:
-                made._child[row, slot] = made._child_of(value, level)
-        made.unreached = {pfn: page.copy() for pfn, page in made.unreached.items()}
-        return made
-
-    @classmethod
-    def from_pools(
-        cls,
-        levels: int,
-        kernel: KernelProfile,
-        *,
-        upper: Words,
-        child: npt.NDArray[np.int32],
-        leaf: Words,
-        where: Words,
-        unreached: dict[int, Words],
-    ) -> PageTables:
-        """Return tables made of the arrays themselves, which are not copied and must be writable.
-
-        They are those of :attr:`upper`, :attr:`child` and :attr:`leaf`; ``where`` is uint64[n, 3], the PFN,
-        level and row of every table, the top one first.  ValueError unless every table is there once
-        and every child is the table of the next level that its entry points to.
-        """
-        check_array("upper", upper, (None, 512))
-        check_array("leaf", leaf, (None, 512))
-        check_array("where", where, (len(upper) + len(leaf), 3))
-        if child.dtype != np.int32 or child.shape != upper.shape or not child.flags.c_contiguous:
-            raise ValueError(f"child must be int32{list(upper.shape)} (got {child.dtype}{list(child.shape)})")
-        if not len(upper) or where[0].tolist()[1:] != [levels, 0]:
-            raise ValueError("where must begin with the top table in row 0")
-        _check_pools(levels, upper, child, leaf, where)
-        made = cls(levels, int(where[0, 0]), kernel)
-        made._upper, made._child, made._leaf = upper, child, leaf
-        made._counts = [len(leaf), len(upper)]
-        made.where = {pfn: (level, row) for pfn, level, row in where.tolist()}
-        made.unreached = unreached
-        return made
-
-    def _attach_all(self) -> Iterator[tuple[int, int, int]]:
-        """Give every table that a walk can reach its row; yield the entries that walks only may follow."""
-        rows = [(0, 0)]  # row of a table of this level, and the first address that it covers
-        for level in range(self.levels, 1, -1):
-            below = []
-            for row, base in rows:
-                page = self._upper[row]
-                for slot in np.flatnonzero(page).tolist():
-                    value = int(page[slot])
-                    va = base + (slot << level_shift(level))
-                    if not self._points_to_table(value, level):
-                        if level >= 3 and not self._huge(value, level):
-                            yield level, row, slot
-                        continue
-                    if self._is_bad(value, level):
-                        yield level, row, slot
-                        continue
-                    pfn = (value & int(x86.PTE_PFN_MASK)) >> 12
-                    fresh = self._attach(pfn, level, row, slot, va)
-                    if fresh is not None:
-                        below.append((fresh, va))
-            rows = below
-
-    def _points_to_table(self, value: int, level: int) -> bool:
-        """True for an upper entry that is present and not huge, so that a table stands behind it."""
-        return bool(value & int(x86.PAGE_PRESENT)) and not self._huge(value, level)
-
-    def _huge(self, value: int, level: int) -> bool:
-        """True for a leaf of level 2 or 3; levels 4 and 5 have none."""
-        return level <= 3 and bool(value & self.kernel.huge_bits)
-
-    def _is_bad(self, value: int, level: int) -> bool:
-        entry = U64(value)
-        if level == 2:
-            return bool(x86.pmd_bad(entry, U64(self.kernel.pmd_bad_ignores)))
-        if level == 3:
-            return False  # the walk never asks pud_bad
-        return bool(x86.pgd_bad(entry) if level == 5 and self.levels == 5 else x86.p4d_bad(entry))
-
-    def _attach(self, pfn: int, level: int, row: int, slot: int, va: int) -> int | None:
-        known = self.where.get(pfn)
-        if known is None:
-            if pfn not in self.unreached:
-                raise ValueError(
-                    f"the level {level} entry of va {va:#x} points to table PFN {pfn:#x}, which is missing"
-                )
-            page = self.unreached.pop(pfn)
-            which = 0 if level == 2 else 1
-            fresh = self._counts[which]
-            self.reserve(upper=fresh + 1 if which else 0, leaf=0 if which else fresh + 1)
-            (self._upper if which else self._leaf)[fresh] = page
-            self._counts[which] += 1
-            self.where[pfn] = (level - 1, fresh)
-            self._child[row, slot] = fresh
-            return fresh
-        if known[0] != level - 1:
-            kind = "a cycle" if known[0] >= level else "a table at two levels"
-            raise ValueError(
-                f"page tables must form a tree: {kind}, the level {level} entry of va {va:#x} points to "
-                f"table PFN {pfn:#x}, which is used at level {known[0]}"
-            )
-        self._child[row, slot] = known[1]
-        return None
-
-
-def _check_pools(levels: int, upper: Words, child: npt.NDArray[np.int32], leaf: Words, where: Words) -> None:
-    """ValueError unless ``where`` names every row once and every child is the table that it should be."""
-    pfns, table_levels, rows = where.T
-    is_leaf = table_levels == 1
-    fine = (pfns < x86.MAX_PFN).all() and len(np.unique(pfns)) == len(pfns)
-    fine &= ((table_levels >= 1) & (table_levels <= levels)).all()
-    for pool, chosen in ((leaf, is_leaf), (upper, ~is_leaf)):
-        fine &= np.array_equal(np.sort(rows[chosen]), np.arange(len(pool), dtype=np.uint64))
-    if not fine:
-        raise ValueError("where must name every table once, with a PFN below 2^40 and its level and row")
-    upper_levels = np.zeros(len(upper), dtype=np.uint64)
-    upper_levels[rows[~is_leaf].astype(np.intp)] = table_levels[~is_leaf]
-    upper_pfns = np.zeros(len(upper), dtype=np.uint64)
-    upper_pfns[rows[~is_leaf].astype(np.intp)] = pfns[~is_leaf]
-    leaf_pfns = np.zeros(len(leaf), dtype=np.uint64)
-    leaf_pfns[rows[is_leaf].astype(np.intp)] = pfns[is_leaf]
-    for level in range(2, levels + 1):
-        of_level = np.flatnonzero(upper_levels == level)
-        place, slots = np.nonzero(child[of_level] != NO_CHILD)
-        row = child[of_level[place], slots]
-        pool_pfns = leaf_pfns if level == 2 else upper_pfns
-        fine = ((row >= 0) & (row < len(pool_pfns))).all()
-        if fine and level > 2:
-            fine = (upper_levels[row] == level - 1).all()
-        if fine:
-            wanted = (upper[of_level[place], slots] & x86.PTE_PFN_MASK) >> x86.PAGE_SHIFT
-            fine = np.array_equal(pool_pfns[row], wanted)
-        if not fine:
-            raise ValueError(f"a child of level {level} must be the table that its entry points to")
+    def take_pools(
+        self, upper: Words, child: npt.NDArray[np.int32], leaf: Words, where: dict[int, tuple[int, int]]
+    ) -> None:
+        """Lie in these arrays from now on, which must fit each other; ``where`` is :attr:`where`."""
+        self._upper, self._child, self._leaf = upper, child, leaf
+        self._counts = [len(leaf), len(upper)]
+        self.where = where
 
 
 def _grown(pool: npt.NDArray[Entry], needed: int, fill: int) -> npt.NDArray[Entry]:

@@ -5,7 +5,7 @@ Source: include/linux/mm.h, mm/mmap.c (v5.18).
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.mm import x86
+from gpuhmm.mm.entry import NX, PROTNONE, RW, USER, A, P
 
 if TYPE_CHECKING:
     from gpuhmm.memory.pages.filemap import File
@@ -49,11 +49,11 @@ def vm_page_prot(vm_flags: int) -> int:
     arch/x86/include/asm/pgtable_types.h (v5.18).
     """
     if not vm_flags & VM_ACCESS_FLAGS:
-        return int(x86.PAGE_ACCESSED | x86.PAGE_PROTNONE)
-    prot = int(x86.PAGE_PRESENT | x86.PAGE_USER | x86.PAGE_ACCESSED)
+        return A | PROTNONE
+    prot = P | USER | A
     if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
-        prot |= int(x86.PAGE_RW)
-    return prot if vm_flags & VM_EXEC else prot | int(x86.PAGE_NX)
+        prot |= RW
+    return prot if vm_flags & VM_EXEC else prot | NX
 
 
 @dataclass(frozen=True, order=True)
@@ -108,7 +108,7 @@ class Vma:
         prot = vm_page_prot(self.flags)
         file = self.file if self.flags & VM_SHARED else None
         if file is not None and (file.kind.page_mkwrite or self.flags & VM_UFFD_WP):
-            prot &= ~int(x86.PAGE_RW)  # vma_wants_writenotify: the first write to each page must be seen
+            prot &= ~RW  # vma_wants_writenotify: the first write to each page must be seen
         return prot
 
     def index(self, va: int) -> int:
@@ -169,6 +169,12 @@ class VmaList:
         """Return the area that holds ``va``, or None (vma_lookup)."""
         vma = self.find(va)
         return vma if vma is not None and vma.start <= va else None
+
+    def overlapping(self, start: int, end: int) -> list[Vma]:
+        """Return the areas that have an address in ``[start, end)``, by address."""
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        areas = self._vmas[first : bisect_left(self._starts, end)]
+        return areas[1:] if areas and areas[0].end <= start else areas
 
     def add(self, vma: Vma) -> None:
         """Add one area.  ValueError if it overlaps another."""

@@ -42,7 +42,6 @@ PAGE_PCD = U64(1 << 4)
 PAGE_ACCESSED = U64(1 << 5)
 PAGE_DIRTY = U64(1 << 6)
 PAGE_PSE = U64(1 << 7)
-PAGE_GLOBAL = U64(1 << 8)
 PAGE_PROTNONE = U64(1 << 8)
 PAGE_SPECIAL = U64(1 << 9)
 PAGE_UFFD_WP = U64(1 << 10)
@@ -64,6 +63,10 @@ PUD_PFN_MASK = U64(0x000F_FFFF_C000_0000)
 
 #: PFNs are 40 bits wide: 52-bit physical addresses.
 MAX_PFN = 1 << 40
+#: No PFN at all: of the huge zero page before anybody allocated it, of a page that could not be had.
+NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
+#: The zero page of a space whose kernel's is not known; where it lies is the kernel image's affair.
+ZERO_PFN = 0x1A5F
 
 _PRESENT_OR_PROTNONE = PAGE_PRESENT | PAGE_PROTNONE
 _PMD_PRESENT = PAGE_PRESENT | PAGE_PROTNONE | PAGE_PSE
@@ -78,20 +81,6 @@ _SWP_OFFSET_SHIFT = U64(14)
 def level_shift(level: int) -> int:
     """Return log2 of the bytes that one entry of ``level`` (1 to 5) covers."""
     return 12 + 9 * (level - 1)
-
-
-def encode_swap(swp_type: int, offset: int) -> int:
-    """Return the entry of swap ``swp_type`` (5 bits) and ``offset`` (50 bits), for a PTE or a PMD.
-
-    Source: arch/x86/include/asm/pgtable_64.h:__swp_entry (v5.18).
-    """
-    if not 0 <= swp_type < 32 or not 0 <= offset < 1 << 50:
-        raise ValueError(
-            "a swap type must be below 32, one that the kernel and its config have, and an offset below 2^50 "
-            f"(got type {swp_type}, offset {offset:#x})"
-        )
-    inverted = ~offset & 0xFFFF_FFFF_FFFF_FFFF
-    return ((inverted << 14 & 0xFFFF_FFFF_FFFF_FFFF) >> 5) | swp_type << 59
 
 
 @shared("uint64(uint64)")

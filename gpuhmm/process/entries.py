@@ -1,6 +1,6 @@
 """Page-table entries from words of pagemap: what the kernel shows, and one rule for what it hides.
 
-Everything that an entry holds beside its PFN follows from twelve bits of a page: nine of its pagemap
+Everything that an entry holds besides its PFN follows from twelve bits of a page: nine of its pagemap
 word, and the protection of its area.  The answers are worked out once for all of them and looked up.
 
 Source: fs/proc/task_mmu.c:pte_to_pagemap_entry, mm/memory.c:wp_page_reuse (v6.18).
@@ -53,7 +53,7 @@ _TYPE_SHIFT = np.uint64(59)
 
 
 def swap_entries(swp_type: Words, offset: Words) -> Words:
-    """Return :func:`gpuhmm.mm.x86.encode_swap` of arrays."""
+    """Return :func:`gpuhmm.mm.entry.encode_swap` of arrays."""
     left, right = _SHIFTED_OFFSET
     return ((~offset << left) >> right) | swp_type << _TYPE_SHIFT
 
@@ -107,7 +107,7 @@ def _not_present(words: Words) -> Words:
 
 @cache
 def _tables() -> tuple[Words, Words]:
-    """Return for every state of a present page which PFN bits it keeps, and what is put beside them."""
+    """Return for every state of a present page which PFN bits it keeps, and which bits are added."""
     states = np.arange(1 << 16, dtype=np.uint64)
     words = (states & np.uint64(511)) << _STATE_SHIFT
     classes = states >> np.uint64(9)

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.capture.mapping import VM_MERGEABLE, Mapping, parse_maps, user_mappings
-from gpuhmm.capture.record import ProcessCapture
-from gpuhmm.memory.space import NO_PFN, AddressSpace
+from gpuhmm.capture.record import Capture, LiveProcess
+from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.profile import V6_1
+from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
 from gpuhmm.process.entries import AREA_PROT, IN_AREA, IS_KSM, IS_ZERO_PAGE, WRITE_RULE
 from gpuhmm.process.identity import identify
 from gpuhmm.process.pagemap import (
@@ -44,8 +45,7 @@ from gpuhmm.process.windows import (
     read_windows,
 )
 
-#: PFNs that we give out where the kernel hides its own: the zero page, the huge one, and the rest.
-ZERO_NUMBER = 0x1A5F
+#: PFNs that we give out where the kernel hides its own: ZERO_PFN, that of the huge zero page, and the rest.
 HUGE_ZERO_NUMBER = 1 << 19
 FIRST_NUMBER = 1 << 20
 FIRST_GIGANTIC_NUMBER = 1 << 38
@@ -55,7 +55,7 @@ _SLOTS = np.arange(512, dtype=np.uint64)
 
 def read_process(
     pid: int, *, start: int = 0, end: int | None = None, progress: Progress | None = None
-) -> ProcessCapture:
+) -> Capture:
     """Read the page tables of process ``pid`` over ``[start, end)`` bytes and rebuild them.
 
     Everything is read through /proc; the process is neither stopped nor changed.  ValueError for an
@@ -82,24 +82,27 @@ def read_process(
     resident = [int((present[a:b] < 0).sum()) for a, b in zip(first.tolist(), past.tolist(), strict=True)]
     with_swap = reading.windows_with_swap()
     space = reading.space()
-    return ProcessCapture(
-        identity,
-        space,
-        start,
-        end,
-        chosen,
-        resident,
-        reading.windows,
-        with_swap,
-        [mapping.name for mapping in kernel],
-        reading.real,
-        found.scanned,
-        reading.used_kpageflags,
-        changed or bool(reading.lost),
-        time.perf_counter() - begun,
-        WRITE_RULE,
-        _notes(found, reading),
+    return Capture(
+        space=space,
+        start=start,
+        end=end,
+        mappings=chosen,
+        resident=resident,
+        windows=reading.windows,
+        windows_with_swap=with_swap,
+        pfns_real=reading.real,
+        write_rule=WRITE_RULE,
+        seconds=time.perf_counter() - begun,
         origin={"kind": "process", "pid": pid, "command": identity.command, "host": platform.node()},
+        notes=_notes(found, reading),
+        process=LiveProcess(
+            identity,
+            kernel_release=platform.release(),
+            left_out=[mapping.name for mapping in kernel],
+            changed=changed or bool(reading.lost),
+            pagemap_scan=found.scanned,
+            kpageflags=reading.used_kpageflags,
+        ),
     )
 
 
@@ -114,7 +117,7 @@ class _Reading:
         self.classes = np.zeros(words.shape, dtype=np.uint8)
         self.huge = np.zeros(len(windows), dtype=np.bool_)
         self.hugetlb = np.zeros(len(windows), dtype=np.uint8)
-        self.zero_pfn = ZERO_NUMBER
+        self.zero_pfn = ZERO_PFN
         self.huge_zero_pfn = NO_PFN
         self.used_kpageflags = False
         self.lost = 0  # huge pages that were gone when they were read
@@ -181,7 +184,7 @@ class _Reading:
             if self.huge[a // 512]:
                 if self.real and self.huge_zero_pfn == NO_PFN:
                     self.huge_zero_pfn = int(words[a // 512 * 512] & PM_PFN)
-            elif self.real and self.zero_pfn == ZERO_NUMBER and words[a] & PM_PRESENT:
+            elif self.real and self.zero_pfn == ZERO_PFN and words[a] & PM_PRESENT:
                 self.zero_pfn = int(words[a] & PM_PFN)
         for a, b in spans:
             if not self.real:
@@ -231,7 +234,7 @@ class _Reading:
             if self.huge[row] and zero[0]:
                 self.huge_zero_pfn = first = HUGE_ZERO_NUMBER
                 zero = np.zeros(512, dtype=np.bool_)
-            numbers = np.where(zero, np.uint64(ZERO_NUMBER), np.uint64(first) + _SLOTS)
+            numbers = np.where(zero, np.uint64(ZERO_PFN), np.uint64(first) + _SLOTS)
             present = (words & PM_PRESENT) != 0
             words[present] = words[present] & ~PM_PFN | numbers[present]
 

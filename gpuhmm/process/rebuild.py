@@ -22,14 +22,12 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class RebuiltTables:
-    """What :meth:`gpuhmm.AddressSpace.from_tables` takes, and how many leaves were made."""
+    """What :meth:`gpuhmm.AddressSpace.from_tables` takes."""
 
     levels: int
     root_pfn: int
     table_pfns: Words
     tables: Words
-    pages_2m: int
-    pages_1g: int
 
 
 def rebuild(
@@ -73,9 +71,7 @@ def rebuild(
         below, entries = made.level(below, entries, root=level == levels)
     root = made.count - 1
     pfns = np.arange(FIRST_TABLE_PFN, FIRST_TABLE_PFN + made.count, dtype=np.uint64)
-    return RebuiltTables(
-        levels, FIRST_TABLE_PFN + root, pfns, np.concatenate(made.pages), len(found_2m), len(found_1g)
-    )
+    return RebuiltTables(levels, FIRST_TABLE_PFN + root, pfns, np.concatenate(made.pages))
 
 
 class _Tables:

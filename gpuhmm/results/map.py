@@ -1,19 +1,16 @@
-"""Drawing strips with Matplotlib, which is imported when it is needed."""
+"""Pictures of address spaces: strips, drawn."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpuhmm.capture.mapping import Mapping
 from gpuhmm.results.byte_size import byte_size
+from gpuhmm.results.figure import new_figure, plain_text, rectangle, save_figure
 from gpuhmm.results.strips import STATES, Strip
-from gpuhmm.results.whole_file import whole_file
-
-PICTURE_SUFFIXES = (".png", ".svg")
 
 #: One colour a state, in their order; told apart also without seeing red from green.
 _COLOURS = ("#332288", "#0072b2", "#e69f00", "#f0e442", "#cc79a7", "#b22222", "#e8e8e8")
@@ -30,43 +27,21 @@ _LETTER = 0.0072
 _OUTLINED = 0.004
 
 
-def check_picture_suffix(path: str | os.PathLike[str]) -> str:
-    """Return the suffix of ``path``.
-
-    ValueError for one that no picture is written as, ImportError without Matplotlib.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in PICTURE_SUFFIXES:
-        raise ValueError(f"{path} must end in one of {', '.join(PICTURE_SUFFIXES)}, which says what is drawn")
-    _figure_class()
-    return suffix
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'gpuhmm[out]'") from error
-    return Figure
-
-
 def draw(path: str | os.PathLike[str], strips: list[Strip], title: str) -> None:
-    """Write the strips as a picture to ``path``, ``.png`` or ``.svg``, whole or not at all.
+    """Write the strips as a picture to ``path``; suffixes and errors as of :mod:`gpuhmm.results.figure`.
 
     Each strip has two bands: above, every column is filled from below by what part of its pages is in
     which state; under it lie the areas, by what they allow, with names where there is room.
     """
-    suffix = check_picture_suffix(path)
     height = _MARGINS + _STRIP * len(strips)
-    figure = _figure_class()(figsize=(_WIDTH, height), dpi=110)
+    figure = new_figure(_WIDTH, height)
     top = 1 - 0.75 / height
     for place, strip in enumerate(strips):
         bottom = top - _STRIP * (place + 1) / height
         axes = figure.add_axes((0.135, bottom, 0.72, _STRIP * 0.82 / height))
         _draw_strip(axes, strip)
     _draw_frame(figure, title, height)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+    save_figure(figure, path)
 
 
 def _draw_strip(axes: Any, strip: Strip) -> None:
@@ -83,10 +58,11 @@ def _draw_strip(axes: Any, strip: Strip) -> None:
         low, high = (float(_position(strip, address)) for address in (mapping.start, mapping.end))
         # One that is thinner than a column is still seen.
         wide = max(high - low, 0.5 / 512)
-        axes.add_patch(_rectangle(low, wide, _area_colour(mapping), outlined=wide > _OUTLINED))
+        axes.add_patch(_area(low, wide, _area_colour(mapping), outlined=wide > _OUTLINED))
         name = _fitting_name(mapping.name, high - low)
         if name:
-            axes.text((low + high) / 2, -0.25, name, ha="center", va="center", fontsize=6.5)
+            middle = (low + high) / 2
+            axes.text(middle, -0.25, name, ha="center", va="center", fontsize=6.5, parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.45, 1)
     axes.set_xticks([])
@@ -114,7 +90,15 @@ def _draw_strip(axes: Any, strip: Strip) -> None:
 
 
 def _draw_frame(figure: Any, title: str, height: float) -> None:
-    figure.text(0.01, 1 - 0.22 / height, _ascii(title), fontsize=10, va="center", family="monospace")
+    figure.text(
+        0.01,
+        1 - 0.22 / height,
+        plain_text(title),
+        fontsize=10,
+        va="center",
+        family="monospace",
+        parse_math=False,
+    )
     labels = [
         *zip(_COLOURS, STATES, strict=True),
         (_NO_ACCESS, "area without access"),
@@ -122,7 +106,7 @@ def _draw_frame(figure: Any, title: str, height: float) -> None:
         (_WRITE, "rw"),
         (_EXEC, "x"),
     ]
-    handles = [_rectangle(0, 1, colour) for colour, _ in labels]
+    handles = [_area(0, 1, colour) for colour, _ in labels]
     figure.legend(
         handles,
         [label for _, label in labels],
@@ -135,16 +119,14 @@ def _draw_frame(figure: Any, title: str, height: float) -> None:
     )
 
 
-def _rectangle(x: float, width: float, colour: str, *, outlined: bool = True) -> Any:
-    from matplotlib.patches import Rectangle
-
+def _area(x: float, width: float, colour: str, *, outlined: bool = True) -> Any:
     line = 0.3 if outlined else 0
-    return Rectangle((x, -0.42), width, 0.36, facecolor=colour, edgecolor="#444444", linewidth=line)
+    return rectangle(x, -0.42, width, 0.36, facecolor=colour, edgecolor="#444444", linewidth=line)
 
 
 def _fitting_name(name: str, width: float) -> str:
     """Return the name, or what follows its last slash, or nothing: what fits into an area."""
-    name = _ascii(name)
+    name = plain_text(name)
     for text in (name, name.rpartition("/")[2]):
         if width > _LETTER * len(text):
             return text
@@ -167,8 +149,3 @@ def _area_colour(mapping: Mapping) -> str:
     if "w" in mapping.perms:
         return _WRITE
     return _READ if "r" in mapping.perms else _NO_ACCESS
-
-
-def _ascii(text: str) -> str:
-    """Return text that every font has, without what Matplotlib takes for mathematics."""
-    return "".join(letter if " " <= letter <= "~" and letter != "$" else "?" for letter in text)

@@ -12,9 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.capture.mapping import Mapping
-from gpuhmm.capture.record import ProcessCapture
-from gpuhmm.capture.walk import ProcessWalk
+from gpuhmm.capture import Capture, CaptureWalk, Mapping
 from gpuhmm.hmm.words import HMM_PFN_ERROR, HMM_PFN_VALID, HMM_PFN_WRITE
 from gpuhmm.translation import Reason, translate
 
@@ -54,8 +52,8 @@ class Strip:
 
 
 def strips_of(
-    capture: ProcessCapture,
-    walk: ProcessWalk,
+    capture: Capture,
+    walk: CaptureWalk,
     *,
     max_strips: int = MAX_STRIPS,
     columns: int = MAX_COLUMNS,
@@ -92,7 +90,7 @@ def _edges(start: int, end: int, columns: int) -> Edges:
     return np.array([start + (pages * i // count << 12) for i in range(count + 1)], dtype=np.uint64)
 
 
-def _pages_below(capture: ProcessCapture, walk: ProcessWalk, at: Edges) -> npt.NDArray[np.int64]:
+def _pages_below(capture: Capture, walk: CaptureWalk, at: Edges) -> npt.NDArray[np.int64]:
     """Return how many pages of each state lie below each address, int64[7, n]."""
     runs = np.concatenate([mapping.runs for mapping in walk.mappings])
     valid = (runs["flags"] & HMM_PFN_VALID) != 0
@@ -127,7 +125,7 @@ def _below(starts: Edges, npages: Edges, at: Edges) -> npt.NDArray[np.int64]:
     return np.where(place > 0, sums[last] + into, 0)
 
 
-def _not_present(capture: ProcessCapture) -> Edges:
+def _not_present(capture: Capture) -> Edges:
     """Return the addresses of pages whose entry is neither present nor none and which read as holes."""
     windows = capture.windows_with_swap.astype(np.uint64) << np.uint64(21)
     vas = (windows[:, None] + (np.arange(512, dtype=np.uint64) << np.uint64(12))).reshape(-1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; afterwards it is renamed, or removed after an exception.
+    """Yield a path next to ``path`` to write to; afterwards it is renamed, or removed after an exception.
 
     What was at ``path`` before is replaced.  OSError, saying which file, where it cannot be written.
     """

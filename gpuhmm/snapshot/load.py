@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuhmm.capture.from_space import capture_of_space, mapping_of
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.arrays import map_array
 from gpuhmm.snapshot.captured import capture_of_parts
@@ -29,14 +29,14 @@ class Snapshot:
     path: Path
     manifest: Manifest
     space: AddressSpace
-    capture: ProcessCapture | None
+    capture: Capture | None
 
     @property
     def origin(self) -> dict[str, Any]:
         """Where the address space came from; ``kind`` is process, dump or space."""
         return dict(self.manifest.parts.get("origin", {}))
 
-    def as_capture(self) -> ProcessCapture:
+    def as_capture(self) -> Capture:
         """Return what was captured; of a plain address space, a capture whose mappings have no names."""
         if self.capture is not None:
             return replace(self.capture, source=self.capture.source or f"snapshot {self.path}")

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from gpuhmm.errors import SnapshotError
 from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.given_tables import tables_in_pools
 from gpuhmm.mm.profile import PROFILES, KernelProfile, kernel_profile
-from gpuhmm.mm.tables import PageTables
 from gpuhmm.mm.vma import Vma
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -76,7 +76,7 @@ def space_of_parts(scalars: dict[str, Any], arrays: Arrays) -> AddressSpace:
             )
     try:
         kernel = _profile(scalars["kernel"])
-        tables = PageTables.from_pools(
+        tables = tables_in_pools(
             int(scalars["levels"]),
             kernel,
             upper=arrays["upper"],

@@ -1,4 +1,4 @@
-"""Writing a snapshot: beside its target, then renamed, so that there is never half of one."""
+"""Writing a snapshot: next to its target, then renamed, so that there is never half of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gpuhmm.capture.record import ProcessCapture
+from gpuhmm.capture.record import Capture
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.arrays import write_array
 from gpuhmm.snapshot.captured import capture_parts
@@ -21,7 +21,7 @@ from gpuhmm.version import __version__
 
 def save_snapshot(
     path: str | os.PathLike[str],
-    source: AddressSpace | ProcessCapture,
+    source: AddressSpace | Capture,
     *,
     origin: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -29,7 +29,7 @@ def save_snapshot(
     """Write an address space, or all that was captured of a process or a dump, to the folder ``path``.
 
     ``origin`` says where a plain space came from, in JSON's types; a capture knows.  The folder appears
-    whole or not at all: it is written under another name beside ``path``, to the disk, and renamed.
+    whole or not at all: it is written under another name next to ``path``, to the disk, and renamed.
     FileExistsError where something is there already; ``overwrite`` replaces a snapshot, never anything
     else.  OSError, and nothing left behind, where the disk is full; SnapshotError, and nothing written, for
     page state that cannot be saved.

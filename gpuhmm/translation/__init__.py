@@ -1,8 +1,8 @@
 """Virtual to physical addresses, by the million: single ones, ranges, and everything that is mapped."""
 
-from gpuhmm.translation.mappings import MAPPING_DTYPE, iter_mappings, mappings
+from gpuhmm.translation.addresses import Translation, translate, translate_range
+from gpuhmm.translation.mapped import MAPPING_DTYPE, iter_mappings, mappings
 from gpuhmm.translation.runs import MAPPING_NX, MAPPING_PROTNONE, MAPPING_USER, MAPPING_WRITE
-from gpuhmm.translation.translate import Translation, translate, translate_range
 from gpuhmm.translation.words import Reason
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Translation one address at a time, to read beside the manual; it judges the other back ends.
+"""Translation one address at a time, to be read next to the manual; it judges the other back ends.
 
 It shares no code with them.  Source: Intel SDM volume 3, figures 4-8 to 4-10.
 """

@@ -1,7 +1,7 @@
 """Runs: where virtual and physical addresses count up together, found in a part of a leaf table.
 
 Parts are independent, so that they can be looked at in parallel; runs that go on from one part into
-the next are joined afterwards (:mod:`gpuhmm.translation.mappings`).
+the next are joined afterwards (:mod:`gpuhmm.translation.mapped`).
 """
 
 from __future__ import annotations

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm.backends import BackendInfo, resolve_backend
-from gpuhmm.process import ProcessCapture
-from gpuhmm.watch.page_change import Change
-
-MODULES = {
-    "reference": "gpuhmm.watch.reference",
-    "cpu": "gpuhmm.watch.cpu",
-    "cuda": "gpuhmm.watch.cuda",
-}
+from gpuhmm.capture import Capture
+from gpuhmm.hmm.backends import BackendInfo
+from gpuhmm.translation import translate
+from gpuhmm.watch.page_change import Change, page_changes
 
 #: Neighbouring pages with the same change: address in bytes, pages of 4 KiB, a :class:`Change`.
 CHANGE_DTYPE = np.dtype([("va", np.uint64), ("npages", np.uint64), ("change", np.uint8)])
@@ -25,7 +19,7 @@ CHANGE_DTYPE = np.dtype([("va", np.uint64), ("npages", np.uint64), ("change", np
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed from one capture to the next.
+    """What changed from one capture to the next; ``backend`` translated the pages of both.
 
     ``runs`` is ``CHANGE_DTYPE``[n] by address.  ``new_mappings`` and ``gone_mappings`` count areas that only
     one capture has.  ``moves_known`` is false where PFNs are not real: nothing can be said to have moved.
@@ -45,19 +39,18 @@ class Changes:
         return {change.name.lower(): int(pages[change]) for change in Change if change is not Change.NONE}
 
 
-def compare(before: ProcessCapture, after: ProcessCapture, *, backend: str = "auto") -> Changes:
+def compare(before: Capture, after: Capture, *, backend: str = "auto") -> Changes:
     """Return what changed between two captures: pages mapped, unmapped, moved, split, collapsed, swapped.
 
-    Only windows that one of them populates are looked at.  Without real PFNs a page that moved is not
-    told from one that stayed.
+    Only windows that one of them populates are looked at; ``backend`` is what translates their pages.
+    Without real PFNs a page that moved is not told from one that stayed.
     """
     begun = time.perf_counter()
-    info = resolve_backend(backend)
     windows = np.union1d(before.windows, after.windows).astype(np.uint64)
     pages = np.arange(512, dtype=np.uint64) << np.uint64(12)
     vas = ((windows << np.uint64(21))[:, None] + pages).reshape(-1)
-    module = importlib.import_module(MODULES[info.name])
-    changes = module.changes_of(before.space.page_tables, after.space.page_tables, vas)
+    old_pages, new_pages = (translate(one.space, vas, backend=backend) for one in (before, after))
+    changes = page_changes(old_pages.words, new_pages.words)
     known = before.pfns_real and after.pfns_real
     if not known:
         changes[changes == Change.MOVED] = Change.NONE
@@ -69,7 +62,7 @@ def compare(before: ProcessCapture, after: ProcessCapture, *, backend: str = "au
         moves_known=known,
         pages_compared=len(vas),
         seconds=time.perf_counter() - begun,
-        backend=info,
+        backend=new_pages.backend,
     )
 
 

@@ -1,22 +1,17 @@
-"""What happened to one page between two captures: one decision, compiled for every target."""
+"""What happened to pages between two captures."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 
-from gpuhmm.mm.x86 import U64
-from gpuhmm.shared import shared
-from gpuhmm.translation.words import (
-    LEVEL_MASK,
-    LEVEL_SHIFT,
-    PA_MASK,
-    REASON_MASK,
-    REASON_SHIFT,
-    Reason,
-    has_address,
-)
+from gpuhmm.mm.tables import Words
+from gpuhmm.translation.words import LEVEL_MASK, LEVEL_SHIFT, PA_MASK, REASON_MASK, REASON_SHIFT, Reason
+
+_PROTNONE = np.uint64(Reason.PROTNONE)
+_NOT_PRESENT = np.uint64(Reason.NOT_PRESENT)
 
 
 class Change(IntEnum):
@@ -32,39 +27,19 @@ class Change(IntEnum):
     SWAPPED_IN = 7
 
 
-_NONE = U64(Change.NONE)
-_MAPPED = U64(Change.MAPPED)
-_UNMAPPED = U64(Change.UNMAPPED)
-_MOVED = U64(Change.MOVED)
-_SPLIT = U64(Change.SPLIT)
-_COLLAPSED = U64(Change.COLLAPSED)
-_SWAPPED_OUT = U64(Change.SWAPPED_OUT)
-_SWAPPED_IN = U64(Change.SWAPPED_IN)
-
-_NOT_PRESENT = U64(Reason.NOT_PRESENT)
-
-
-@shared("uint64(uint64, uint64)")
-def page_change(before: np.uint64, after: np.uint64) -> np.uint64:
-    """Return the Change between two words of :mod:`gpuhmm.translation.words`."""
-    was_here = has_address(before)
-    is_here = has_address(after)
-    if was_here and is_here:
-        level_before = (before >> LEVEL_SHIFT) & LEVEL_MASK
-        level_after = (after >> LEVEL_SHIFT) & LEVEL_MASK
-        if level_after < level_before:
-            return _SPLIT
-        if level_after > level_before:
-            return _COLLAPSED
-        if (before & PA_MASK) != (after & PA_MASK):
-            return _MOVED
-        return _NONE
-    if is_here:
-        if (before >> REASON_SHIFT) & REASON_MASK == _NOT_PRESENT:
-            return _SWAPPED_IN
-        return _MAPPED
-    if was_here:
-        if (after >> REASON_SHIFT) & REASON_MASK == _NOT_PRESENT:
-            return _SWAPPED_OUT
-        return _UNMAPPED
-    return _NONE
+def page_changes(before: Words, after: Words) -> npt.NDArray[np.uint8]:
+    """Return uint8[n], the Change of each page between two words of :mod:`gpuhmm.translation.words`."""
+    reason_before, reason_after = ((words >> REASON_SHIFT) & REASON_MASK for words in (before, after))
+    level_before, level_after = ((words >> LEVEL_SHIFT) & LEVEL_MASK for words in (before, after))
+    was_here, is_here = reason_before <= _PROTNONE, reason_after <= _PROTNONE
+    stayed, came, went = was_here & is_here, is_here & ~was_here, was_here & ~is_here
+    changes = np.full(len(before), Change.NONE, dtype=np.uint8)
+    # Of two sizes, only the size is told.
+    changes[stayed & ((before & PA_MASK) != (after & PA_MASK))] = Change.MOVED
+    changes[stayed & (level_after < level_before)] = Change.SPLIT
+    changes[stayed & (level_after > level_before)] = Change.COLLAPSED
+    changes[came] = Change.MAPPED
+    changes[came & (reason_before == _NOT_PRESENT)] = Change.SWAPPED_IN
+    changes[went] = Change.UNMAPPED
+    changes[went & (reason_after == _NOT_PRESENT)] = Change.SWAPPED_OUT
+    return changes

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from guest import CR3, guest, write_image
+from guest import CR3, guest, write_image, write_maps
 from known_process import known_process
 from table_images import LEAF, TableImage, elf_core
 from typer.testing import CliRunner
@@ -31,15 +31,7 @@ def image(tmp_path_factory):
 @pytest.fixture
 def maps(tmp_path):
     """Return the recorded areas as a file in the form of /proc/PID/maps."""
-    path = tmp_path / "maps"
-    lines = []
-    for vma in guest().vmas:
-        perms = "".join(
-            letter if vma.flags & bit else "-" for letter, bit in zip("rwx", (1, 2, 4), strict=True)
-        )
-        lines.append(f"{vma.start:x}-{vma.end:x} {perms}{'s' if vma.flags & 8 else 'p'} 00000000 00:00 0\n")
-    path.write_text("".join(lines))
-    return path
+    return write_maps(guest(), tmp_path / "maps")
 
 
 def walked(*arguments):

@@ -20,7 +20,7 @@ pb2 = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
 
 @pytest.fixture(scope="module")
 def runs():
-    """Return two runs, with retries and with the CPU beside."""
+    """Return two runs, with retries and with a CPU that works meanwhile."""
     return [
         experiment(layout="private-file", cpu="dontneed:40:8", settings=(("batch", batch),)).run(
             timeline=Timeline()

@@ -26,6 +26,7 @@ from gpuhmm.coalesce.service import FaultService
 from gpuhmm.errors import LivelockError
 from gpuhmm.memory.fault.burst import handle_mm_fault_range
 from gpuhmm.mm.handler import FAULT_FLAG_WRITE
+from gpuhmm.mm.profile import V5_18
 from gpuhmm.mm.vma import VM_PFNMAP, VM_READ, VM_WRITE
 
 READ, WRITE = ACCESS_READ, ACCESS_WRITE

@@ -52,7 +52,7 @@ def test_every_mapped_page_of_the_guest(context, image):
     assert len(vas) == 96_778
     theirs = context.layers["theirs"]
     assert [their_address(theirs, va) for va in (vas & LOW_48).tolist()] == pas.tolist()
-    # What lies between: the pages beside every run are mapped by neither, or by both alike.
+    # What lies between: the pages next to every run are mapped by neither, or by both alike.
     beside = np.unique(np.concatenate((vas - np.uint64(4096), vas + np.uint64(4096))))
     beside = beside[(beside < 1 << 47) | (beside >= (1 << 64) - (1 << 47))]
     ours = translate(tables, beside)

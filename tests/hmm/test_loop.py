@@ -1,10 +1,16 @@
 """The driver loop for Python users."""
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from spaces import BASE, RW, anonymous, words
 
 import gpuhmm
+from gpuhmm.shared import COMPILING
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -85,6 +91,61 @@ def test_a_range_that_never_settles_times_out(backend):
     with pytest.raises(gpuhmm.HmmTimeoutError) as caught:
         gpuhmm.range_fault(mm, BASE, BASE + 4096, request="read", timeout_ms=20, backend=backend)
     assert isinstance(caught.value, TimeoutError)
+
+
+class Slow(Invalidating):
+    """Takes 30 ms for each fault, and may say that they went into compiling."""
+
+    def __init__(self, times, compiling):
+        super().__init__(times)
+        self.compiling = compiling
+
+    def handle_mm_fault(self, mm, vma, va, flags):
+        time.sleep(0.03)
+        if self.compiling:
+            COMPILING.seconds += 0.03
+        return super().handle_mm_fault(mm, vma, va, flags)
+
+
+def ask_one_page(handler, timeout_ms, backend):
+    mm = anonymous(1, faults=handler)
+    return gpuhmm.range_fault(
+        mm, BASE, BASE + 4096, request="read", timeout_ms=timeout_ms, backend=backend
+    ).tries
+
+
+def test_the_time_begins_after_the_first_try(backend):
+    assert ask_one_page(Slow(1, compiling=False), 1, backend) == 2
+    with pytest.raises(gpuhmm.HmmTimeoutError):
+        ask_one_page(Slow(4, compiling=False), 1, backend)
+
+
+def test_what_is_compiled_meanwhile_does_not_count(backend):
+    assert ask_one_page(Slow(4, compiling=True), 25, backend) == 5
+
+
+FRESH = """
+import gpuhmm, gpuhmm.memory
+from gpuhmm.shared import COMPILING
+base, end = 1 << 30, (1 << 30) + (8 << 12)
+mm = gpuhmm.AddressSpace(kernel="v6.1")
+mm.mmap(base, end)
+for va in range(base, end, 4096):
+    gpuhmm.memory.store(mm, va, 1)
+child = gpuhmm.memory.fork(mm)
+seen = gpuhmm.range_fault(mm, base, end, request="write", timeout_ms=1000, backend="cpu")
+assert seen.writable.all() and seen.tries > 1, seen
+print(COMPILING.seconds)
+"""
+
+
+def test_a_first_call_that_compiles_does_not_time_out(tmp_path):
+    environment = {**os.environ, "GPUHMM_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 1  # longer than the timeout: it would be up without a word
 
 
 @pytest.mark.parametrize("arguments", [{"request": "exec"}, {"timeout_ms": 0}, {"backend": "tpu"}])

@@ -14,7 +14,6 @@ from gpuhmm.bench import cuda_cpp
 from gpuhmm.coalesce.preprocess import cuda as preprocess
 from gpuhmm.kernels import cuda_batch, cuda_resolve, cuda_runs, cuda_stream, device_tables
 from gpuhmm.translation import cuda as translation
-from gpuhmm.watch import cuda as watch
 
 KERNELS = {
     kernel: types
@@ -25,7 +24,6 @@ KERNELS = {
         cuda_batch,
         device_tables,
         translation,
-        watch,
         preprocess,
     )
     for kernel, types in module.KERNELS.items()
@@ -85,6 +83,6 @@ def test_streaming_kernels_move_16_bytes_an_access(kernel, loads, stores, compil
     ptx, _ = compile_ptx(kernel.py_func, arguments(KERNELS[kernel]), (9, 0))
     assert len(re.findall(r"ld\.global\.v2\.u64", ptx)) == loads
     assert len(re.findall(r"st\.global\.v2\.u64", ptx)) == stores
-    # What is read beside them is the slot's plan, once a thread; what is written, its mark.
+    # What is read in addition is the slot's plan, once a thread; what is written, its mark.
     plan_fields = {cuda_stream.stream_kernel: 4, cuda_stream.stream_asked_kernel: 5}[kernel]
     assert len(re.findall(r"ld\.global\.[a-z]+64", ptx)) == plan_fields

@@ -13,6 +13,7 @@ from gpuhmm.bench.workloads import fragmented
 from gpuhmm.kernels import cpu
 from gpuhmm.kernels.paths import PATHS
 from gpuhmm.mm import x86
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.vma import VM_READ
 
 FAULT = int(gpuhmm.HMM_PFN_REQ_FAULT)
@@ -27,13 +28,13 @@ ODD = {
     "none": 0,
     "accessed": 0x20,
     "read-only": 0x5065,
-    "swap": x86.encode_swap(2, 0x123),
-    "migration": x86.encode_swap(26, 0x123),
-    "own device page": x86.encode_swap(28, 0x900),
-    "own device page, read-only": x86.encode_swap(29, 0x901),
-    "foreign device page": x86.encode_swap(28, 0xA00),
-    "device exclusive": x86.encode_swap(30, 0x900),
-    "hwpoison": x86.encode_swap(25, 0x5),
+    "swap": encode_swap(2, 0x123),
+    "migration": encode_swap(26, 0x123),
+    "own device page": encode_swap(28, 0x900),
+    "own device page, read-only": encode_swap(29, 0x901),
+    "foreign device page": encode_swap(28, 0xA00),
+    "device exclusive": encode_swap(30, 0x900),
+    "hwpoison": encode_swap(25, 0x5),
     "protnone": (0x5000 ^ INVERTED) | 0x160,
     "special": 0x5267,
     "zero page": 0x1A5F << 12 | 0x225,

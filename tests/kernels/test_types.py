@@ -22,7 +22,6 @@ for module in pkgutil.walk_packages(gpuhmm.__path__, "gpuhmm."):
             "gpuhmm.hmm.walk.",
             "gpuhmm.kernels.",
             "gpuhmm.translation.",
-            "gpuhmm.watch.",
             "gpuhmm.coalesce.preprocess.",
             "gpuhmm.coalesce.drivers.uvm.",
         )

@@ -5,9 +5,9 @@ from spaces import BASE, RW, words
 
 import gpuhmm
 from gpuhmm.memory.fault.model import FaultModel
-from gpuhmm.memory.space import NO_PFN
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.vma import VM_HUGEPAGE, VM_READ, VM_SHARED
-from gpuhmm.mm.x86 import encode_swap
+from gpuhmm.mm.x86 import NO_PFN
 
 NX = 1 << 63
 READ, WRITE = 0x80, 0x81

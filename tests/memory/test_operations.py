@@ -10,9 +10,9 @@ import pytest
 import gpuhmm
 from gpuhmm import memory
 from gpuhmm.memory import DeviceMemory, File, PhysicalMemory, access, check_invariants, fork, load, store
-from gpuhmm.memory.fault.entry import PSE, RW, A, D, P
 from gpuhmm.memory.gup import EHWPOISON
 from gpuhmm.memory.pages.page import PG_ANON_EXCLUSIVE
+from gpuhmm.mm.entry import PSE, RW, A, D, P
 from gpuhmm.mm.notifier import (
     MMU_NOTIFY_CLEAR,
     MMU_NOTIFY_EXCLUSIVE,

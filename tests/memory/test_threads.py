@@ -80,7 +80,7 @@ class Walker:
         return True
 
     def walk(self, rng, counts):
-        """One try: count how it ended, and hold an accepted one against the page table."""
+        """One try: count how it ended, and compare an accepted one with the page table."""
         npages = rng.choice((1, 7, 64, 512, (self.end - self.start) >> 12))
         start = self.start + rng.randrange(((self.end - self.start) >> 12) - npages + 1) * 4096
         words = np.zeros(npages, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Reading live processes, held against a naive reading of pagemap."""
+"""Reading live processes, compared with a naive reading of pagemap."""
 
 import os
 import pathlib
@@ -20,8 +20,8 @@ from known_process import (
 
 import gpuhmm
 from gpuhmm.capture.mapping import parse_maps, user_mappings
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.vma import VM_HUGETLB, VM_IO, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
-from gpuhmm.mm.x86 import encode_swap
 from gpuhmm.process import read_process, stopped, summarize
 from gpuhmm.process.entries import page_entries, swap_entries
 from gpuhmm.process.pagemap import Pagemap
@@ -208,7 +208,7 @@ def test_without_pagemap_scan_the_same_is_found(child, monkeypatch):
     summary = summarize(capture, backend="cpu")
     assert summary.pagemap_scan is False
     assert any("PAGEMAP_SCAN" in note for note in summary.notes)
-    if capture.kpageflags:
+    if capture.process.kpageflags:
         assert summary.mappings == scanned.mappings
     with pytest.raises(ValueError, match="too much"):
         read_process(child.pid)

@@ -8,11 +8,10 @@ from guest import CR3, guest, write_image
 from typer.testing import CliRunner
 
 import gpuhmm
-from gpuhmm.capture.from_space import capture_of_space, mapping_of
+from gpuhmm.capture import capture_of_space, mapping_of, walk_capture
 from gpuhmm.cli import app
+from gpuhmm.mm.entry import encode_swap
 from gpuhmm.mm.vma import VM_HUGETLB, VM_READ, VM_WRITE
-from gpuhmm.mm.x86 import encode_swap
-from gpuhmm.process import walk_process
 from gpuhmm.results.map import draw
 from gpuhmm.results.strips import STATES, strips_of
 
@@ -23,7 +22,7 @@ RW = VM_READ | VM_WRITE
 
 def shown(mm, **options):
     capture = capture_of_space(mm, [mapping_of(vma) for vma in mm.vmas], source="a test", notes=[], origin={})
-    return strips_of(capture, walk_process(capture, backend="cpu"), **options)
+    return strips_of(capture, walk_capture(capture, backend="cpu"), **options)
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_128_tib_and_nothing_else():
     assert strip.pages[2].sum() == 1
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_pictures_are_written_whole(space, suffix, magic, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / f"map{suffix}"

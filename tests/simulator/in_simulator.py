@@ -25,7 +25,7 @@ from gpuhmm.cli import app
 from gpuhmm.kernels.cuda import CudaResolver
 from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.kernels.paths import PATHS
-from gpuhmm.mm.x86 import encode_swap
+from gpuhmm.mm.entry import encode_swap
 
 MAX_PAGES = 256
 MAX_EVENTS = 1200

@@ -12,6 +12,7 @@ from known_process import known_process
 from spaces import BASE, anonymous, ask
 
 import gpuhmm
+from gpuhmm.capture import capture_of_space, mapping_of
 from gpuhmm.check.random_case import random_case
 from gpuhmm.errors import SnapshotError
 from gpuhmm.process import read_process, summarize
@@ -56,21 +57,36 @@ def test_a_live_process_comes_back_bit_for_bit(tmp_path):
     assert_same_space(capture.space, loaded.space)
     for name in ("windows", "windows_with_swap"):
         assert np.array_equal(getattr(capture, name), getattr(loaded, name))
-    same = (
-        "identity",
-        "start",
-        "end",
-        "mappings",
-        "resident",
-        "left_out",
-        "pfns_real",
-        "pagemap_scan",
-        "changed",
-    )
-    for name in (*same, "seconds", "notes", "kernel_release", "write_rule", "source", "origin"):
+    same = ("start", "end", "mappings", "resident", "pfns_real", "seconds", "notes", "write_rule")
+    for name in (*same, "source", "origin", "process"):
         assert getattr(capture, name) == getattr(loaded, name)
     before, after = (summarize(one, backend="cpu") for one in (capture, loaded))
     assert before.mappings == after.mappings
+
+
+def test_a_capture_that_is_no_process_comes_back_without_one(tmp_path):
+    mm = anonymous(8)
+    made = capture_of_space(mm, [mapping_of(vma) for vma in mm.vmas], source="a test", notes=["n"], origin={})
+    folder = save_snapshot(tmp_path / "saved", made)
+    loaded = load_snapshot(folder).capture
+    assert loaded.process is None
+    assert (loaded.title, loaded.notes, loaded.resident) == ("a test", ["n"], [0])
+    parts = json.loads((folder / manifest.FILE).read_text())["parts"]
+    assert set(parts["capture"]) == {
+        *("start", "end", "mappings", "resident", "pfns_real", "seconds", "notes", "write_rule", "source")
+    }
+    # Version 1 was first written with a process 0 in its place.
+    nobody = {"pid": 0, "command": "", "state": "", "parent": 0, "kernel_thread": False}
+    rewritten(folder, parts={**parts, "capture": {**parts["capture"], "identity": nobody}})
+    assert load_snapshot(folder).capture.process is None
+
+
+def test_what_only_a_process_has_is_none_without_one(tmp_path):
+    mm = anonymous(8)
+    made = capture_of_space(mm, [mapping_of(vma) for vma in mm.vmas], source="a test", notes=[], origin={})
+    summary = summarize(made, backend="cpu")
+    assert (summary.source, summary.pid, summary.command, summary.kernel) == ("a test", None, None, None)
+    assert (summary.stopped, summary.changed, summary.left_out) == (None, None, None)
 
 
 def test_faults_after_loading_are_those_of_the_space_itself_and_leave_the_files(tmp_path):

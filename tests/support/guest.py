@@ -60,3 +60,15 @@ def write_image(record: Guest, path: Path) -> Path:
             file.seek(pfn << 12)
             file.write(page.astype("<u8").tobytes())
     return path
+
+
+def write_maps(record: Guest, path: Path) -> Path:
+    """Write the recorded areas in the form of /proc/PID/maps."""
+    with open(path, "w") as file:
+        for vma in record.vmas:
+            perms = "".join(
+                letter if vma.flags & bit else "-" for letter, bit in zip("rwx", (1, 2, 4), strict=True)
+            )
+            shared = "s" if vma.flags & 8 else "p"
+            file.write(f"{vma.start:x}-{vma.end:x} {perms}{shared} 00000000 00:00 0\n")
+    return path

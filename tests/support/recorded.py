@@ -12,10 +12,10 @@ from gpuhmm.check.replay import recorded_outcome, replay
 
 DATA = Path(__file__).parent.parent / "data"
 CASES = sorted([*DATA.glob("core-*.npz"), *DATA.glob("rare-*.npz")])
-CAPTURES = DATA / "captures-6.1.npz"
+FAULTLESS_LOOPS = DATA / "captures-6.1.npz"
 
 #: Files of the larger sets that are no recorded cases, by folder.
-LARGE_CAPTURES = "kernel-6.1"
+LARGE_LOOPS = "kernel-6.1"
 
 
 def large_sets() -> Path:

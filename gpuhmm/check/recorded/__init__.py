@@ -1,1 +1,1 @@
-"""Driver loops that were captured in running kernels, replayed on the fault model."""
+"""Driver loops that were recorded in running kernels, replayed on the fault model."""

@@ -1,4 +1,4 @@
-"""One captured driver loop: what a running kernel was asked, what it did, and what it left behind."""
+"""One recorded driver loop: what a running kernel was asked, what it did, and what it left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuhmm.check.recorded.loops import CaptureFile
+from gpuhmm.check.recorded.loops import LoopFile
 from gpuhmm.mm.tables import Words
 
 WALK_PAGE_RANGE = 1
@@ -40,8 +40,8 @@ class Event(NamedTuple):
     attempt: int
 
 
-class CapturedVma(NamedTuple):
-    """An area, as captured; ``page_prot`` raw, ``kind`` KIND_*, ``order`` of a hugetlb page."""
+class RecordedVma(NamedTuple):
+    """An area, as recorded; ``page_prot`` raw, ``kind`` KIND_*, ``order`` of a hugetlb page."""
 
     start: int
     end: int
@@ -53,10 +53,10 @@ class CapturedVma(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CapturedCall:
+class RecordedCall:
     """Case ``index`` of ``file``."""
 
-    file: CaptureFile
+    file: LoopFile
     index: int
 
     def _number(self, name: str) -> int:
@@ -98,11 +98,11 @@ class CapturedCall:
         return self.file.rows("pfn", name, self.index)
 
     @cached_property
-    def vmas(self) -> list[CapturedVma]:
+    def vmas(self) -> list[RecordedVma]:
         """The areas that touch the range, and one neighbour on each side."""
         names = ("start", "end", "vm_flags", "pgoff", "page_prot", "kind", "order")
         columns = [self.file.rows("vma", name, self.index).tolist() for name in names]
-        return [CapturedVma(*row) for row in zip(*columns, strict=True)]
+        return [RecordedVma(*row) for row in zip(*columns, strict=True)]
 
     @cached_property
     def calls(self) -> list[Call]:
@@ -123,7 +123,7 @@ class CapturedCall:
         return [Event(*row) for row in zip(*columns, strict=True)]
 
     def table_rows(self, when: str) -> tuple[Words, Words, Words]:
-        """Return level, address and value of every captured entry ``before`` or ``after``: uint64[n] each.
+        """Return level, address and value of every recorded entry ``before`` or ``after``: uint64[n] each.
 
         The level of the top table is its number, 4 or 5.
         """

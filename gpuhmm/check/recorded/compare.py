@@ -1,4 +1,4 @@
-"""Hold a replayed call against the captured one, point by point.
+"""Compare a replayed call with the recorded one, point by point.
 
 Frames that the model handed out have other PFNs than those of the kernel; they may be renamed one to one.
 Everything else must be the same bit by bit.
@@ -7,10 +7,10 @@ Everything else must be the same bit by bit.
 from __future__ import annotations
 
 from gpuhmm.check.difference import errno_name, fault_flag_names, hmm_pfn_words, vm_fault_names
-from gpuhmm.check.recorded.call import HANDLE_MM_FAULT, Call, CapturedCall, Event
+from gpuhmm.check.recorded.call import HANDLE_MM_FAULT, Call, Event, RecordedCall
 from gpuhmm.check.recorded.replay import FIRST_MODEL_PFN, Replayed
 from gpuhmm.hmm.words import HMM_PFN_FLAGS, HMM_PFN_VALID
-from gpuhmm.memory.fault.entry import PFN, P
+from gpuhmm.mm.entry import PFN, P
 from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.tables import Words
 
@@ -22,7 +22,7 @@ _VALID = int(HMM_PFN_VALID)
 
 
 class Renaming:
-    """A bijection between the model's PFNs and the kernel's; captured PFNs are themselves."""
+    """A bijection between the model's PFNs and the kernel's; recorded PFNs are themselves."""
 
     def __init__(self) -> None:
         self._to_kernel: dict[int, int] = {}
@@ -37,7 +37,7 @@ class Renaming:
         return self._to_model.setdefault(kernel, model) == model
 
 
-def compare(call: CapturedCall, replayed: Replayed) -> list[tuple[str, str]]:
+def compare(call: RecordedCall, replayed: Replayed) -> list[tuple[str, str]]:
     """Return (point, what differs) for each compared point that is not the same; none if all are."""
     found: list[tuple[str, str]] = []
 
@@ -73,7 +73,7 @@ def _compare_words(call, name, kernel: Words, model: Words, renaming: Renaming, 
             return
 
 
-def _compare_tables(call: CapturedCall, replayed: Replayed, renaming: Renaming, point) -> None:  # type: ignore[no-untyped-def]
+def _compare_tables(call: RecordedCall, replayed: Replayed, renaming: Renaming, point) -> None:  # type: ignore[no-untyped-def]
     kernel, model = call.after, replayed.after
     for key in sorted(kernel.keys() | model.keys(), key=lambda key: (-key[0], key[1])):
         one, two = kernel.get(key), model.get(key)

@@ -1,4 +1,4 @@
-"""What is taken from a capture's outcome because the page tables before the call do not show it.
+"""What is taken from a recording's outcome because the page tables before the call do not show it.
 
 Every rule is a function of :class:`Given`, listed in FACTS.  It puts the fact into the page state and
 returns True if it took one from the outcome that the model would not have assumed by itself.
@@ -21,7 +21,10 @@ from gpuhmm.check.recorded.file_facts import (
 )
 from gpuhmm.check.recorded.given import Given
 from gpuhmm.hmm.words import HMM_PFN_FLAGS
-from gpuhmm.memory.fault.entry import (
+from gpuhmm.memory.migrate import Migration, Move
+from gpuhmm.memory.pages.page import PG_ADOPTED
+from gpuhmm.memory.pages.swapfile import slot_of
+from gpuhmm.mm.entry import (
     DEVMAP,
     NONE,
     PFN,
@@ -36,10 +39,8 @@ from gpuhmm.memory.fault.entry import (
     pfn_of,
     swp_offset,
     swp_pfn,
+    swp_type_of,
 )
-from gpuhmm.memory.migrate import Migration, Move
-from gpuhmm.memory.pages.page import PG_ADOPTED
-from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.mm.handler import (
     VM_FAULT_ERROR,
     VM_FAULT_MAJOR,
@@ -72,7 +73,7 @@ def exclusive_page(given: Given) -> bool:
             memory.adopt(pfn_of(pte), anon=True, exclusive=True, index=index)
             taken = True
             continue
-        swp_type = pte >> 59
+        swp_type = swp_type_of(pte)
         if swp_type < kernel.max_swapfiles:
             if not pte & SWP_EXCLUSIVE and given.reused(va):
                 memory.swap.adopt(slot_of(swp_type, swp_offset(pte)), 1)
@@ -115,7 +116,7 @@ def exclusive_huge_page(given: Given) -> bool:
                 results = [ret for at, ret in given.first_results.items() if va <= at < va + size]
                 if not any(written and not ret & VM_FAULT_ERROR for ret, written in results):
                     continue
-                order, pfn = vma.page_shift - 12, ((entry if entry & P else ~entry) & PFN) >> 12
+                order, pfn = vma.page_shift - 12, pfn_of(entry)
             else:
                 if not any(given.reused(at) for at in given.write_results if va <= at < va + size):
                     continue
@@ -131,9 +132,9 @@ def swap_cache(given: Given) -> bool:
     taken = False
     memory, kernel = given.mm.memory, given.mm.kernel
     for va, pte, _ in given.private_entries(1):
-        if pte & (P | PROTNONE) or pte >> 59 >= kernel.max_swapfiles:
+        if pte & (P | PROTNONE) or swp_type_of(pte) >= kernel.max_swapfiles:
             continue
-        slot = slot_of(pte >> 59, swp_offset(pte))
+        slot = slot_of(swp_type_of(pte), swp_offset(pte))
         first = given.first_results.get(va)
         if first is None or first[0] & (VM_FAULT_MAJOR | VM_FAULT_ERROR):
             continue
@@ -174,7 +175,7 @@ def device_owner(given: Given) -> bool:
     private = {
         swp_pfn(mm, entry)
         for (level, _), entry in given.call.before.items()
-        if level == 1 and entry & ~NONE and not entry & (P | PROTNONE) and entry >> 59 in types
+        if level == 1 and entry & ~NONE and not entry & (P | PROTNONE) and swp_type_of(entry) in types
     }
     words = given.call.words("first")
     owned = sorted(private & set((words & ~np.uint64(_FLAGS)).tolist()))
@@ -196,7 +197,7 @@ def migrated_page(given: Given) -> bool:
     for (level, va), entry in given.call.before.items():
         if level > 2 or not entry & ~NONE or entry & (P | PROTNONE | PSE):
             continue
-        if entry >> 59 not in (
+        if swp_type_of(entry) not in (
             mm.kernel.swp_migration_read,
             mm.kernel.swp_migration_read_exclusive,
             mm.kernel.swp_migration_write,

@@ -1,4 +1,4 @@
-"""Facts about files that are taken from a capture's outcome: see ``gpuhmm.check.recorded.facts``."""
+"""Facts about files that are taken from a recording's outcome: see ``gpuhmm.check.recorded.facts``."""
 
 from __future__ import annotations
 
@@ -6,20 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gpuhmm.check.recorded.given import Given
-from gpuhmm.memory.fault.entry import (
-    DEVMAP,
-    NONE,
-    PMD_SIZE,
-    PSE,
-    RW,
-    SOFT_DIRTY,
-    SPECIAL,
-    D,
-    P,
-    huge_pfn_of,
-    pfn_of,
-)
 from gpuhmm.memory.fault.file import FAULT_AROUND_PAGES
+from gpuhmm.mm.entry import DEVMAP, NONE, PMD_SIZE, PSE, RW, SOFT_DIRTY, SPECIAL, D, P, huge_pfn_of, pfn_of
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_ERROR,
@@ -27,7 +15,7 @@ from gpuhmm.mm.handler import (
     VM_FAULT_MAJOR,
     VM_FAULT_SIGBUS,
 )
-from gpuhmm.mm.vma import VM_SHARED, Vma
+from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_MISSING, VM_UFFD_WP, Vma
 
 
 def page_cache(given: Given) -> bool:
@@ -68,7 +56,7 @@ def page_cache(given: Given) -> bool:
 
 
 def page_cache_beside(given: Given) -> bool:
-    """A table under a read fault that was a bus error came from a page beside it that was in the page cache.
+    """A table under a read fault that was a bus error came from a page next to it that was in the page cache.
 
     The page lies below the range, within reach of fault-around; its PFN is not known.
     """
@@ -202,7 +190,7 @@ def file_size(given: Given) -> bool:
 
 
 def _uffd_stops(vma: Vma) -> bool:
-    return bool(vma.flags & 0x1200)
+    return bool(vma.flags & (VM_UFFD_MISSING | VM_UFFD_WP))
 
 
 def file_page_in_swap(given: Given) -> bool:

@@ -1,4 +1,4 @@
-"""A captured call beside the space that is made ready for its replay, and what its outcome tells of pages."""
+"""A recorded call with the space that is made ready for its replay, and what its outcome tells of pages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from gpuhmm.check.recorded.call import CapturedCall, Event
-from gpuhmm.memory.fault.entry import (
-    NONE,
-)
+from gpuhmm.check.recorded.call import Event, RecordedCall
 from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.entry import NONE
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_WRITE,
@@ -21,9 +19,9 @@ from gpuhmm.mm.vma import VM_SHARED, Vma
 
 @dataclass(frozen=True)
 class Given:
-    """A captured call, and the space that is being made ready for its replay."""
+    """A recorded call, and the space that is being made ready for its replay."""
 
-    call: CapturedCall
+    call: RecordedCall
     mm: AddressSpace
 
     @cached_property

@@ -1,6 +1,6 @@
-"""Calls captured from a running kernel, with the page tables before and after: read as cases.
+"""Calls recorded in a running kernel, with the page tables before and after: read as cases.
 
-A capture shows the page-table entries that cover the range and the VMAs beside it.  It does not show
+A recording shows the page-table entries that cover the range and the VMAs next to it.  It does not show
 to whom a device-private page belongs; :func:`device_owners` says what is taken from the call itself.
 """
 
@@ -31,8 +31,8 @@ _WALK_PAGE_RANGE = 1
 
 
 @dataclass(frozen=True)
-class CaptureFile:
-    """One opened file of captures."""
+class LoopFile:
+    """One opened file of recordings."""
 
     path: Path
     arrays: dict[str, npt.NDArray[Any]]
@@ -104,7 +104,7 @@ class CaptureFile:
 def device_owners(tables: Words, hmm_pfns: Words, owner: int) -> Words:
     """Return uint64[n, 3]: each device-private page that the call gave to its caller, as the caller's.
 
-    A capture does not tell the owners of device memory, so this fact is taken from the outcome; every
+    A recording does not tell the owners of device memory, so this fact is taken from the outcome; every
     other device-private page belongs to nobody.
     """
     device_types = (V6_1.swp_device_write, V6_1.swp_device_read)
@@ -117,9 +117,9 @@ def device_owners(tables: Words, hmm_pfns: Words, owner: int) -> Words:
     return np.stack([given, given + np.uint64(1), np.full_like(given, owner)], axis=1)
 
 
-def load(path: Path) -> CaptureFile:
-    """Open a file of captures.  ValueError if it is none."""
+def load(path: Path) -> LoopFile:
+    """Open a file of recordings.  ValueError if it is none."""
     arrays = read_archive(path)
     if "pt_before_val" not in arrays or "calls_kind" not in arrays:
-        raise ValueError(f"{path} must hold captured calls")
-    return CaptureFile(path, arrays)
+        raise ValueError(f"{path} must hold recorded driver loops")
+    return LoopFile(path, arrays)

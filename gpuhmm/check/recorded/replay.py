@@ -1,6 +1,6 @@
-"""Run the driver loop of a captured call against gpuhmm's model of handle_mm_fault, and note everything.
+"""Run the driver loop of a recorded call against gpuhmm's model of handle_mm_fault, and note everything.
 
-The loop is the one of the capture: inputs are not restored between tries, -EBUSY and a true
+The loop is the one of the recording: inputs are not restored between tries, -EBUSY and a true
 ``mmu_interval_read_retry()`` lead to the next one.
 """
 
@@ -21,26 +21,26 @@ from gpuhmm.check.recorded.call import (
     KIND_VM_OPS,
     WALK_PAGE_RANGE,
     Call,
-    CapturedCall,
-    CapturedVma,
     Event,
+    RecordedCall,
+    RecordedVma,
 )
 from gpuhmm.check.recorded.facts import FACTS, Fact
 from gpuhmm.check.recorded.given import Given
 from gpuhmm.hmm.backends import hmm_range_fault
 from gpuhmm.hmm.ranges import HmmRange, RangeStats, WalkStep
-from gpuhmm.memory.fault.entry import DEVMAP, PSE
 from gpuhmm.memory.fault.model import FaultModel
 from gpuhmm.memory.pages.filemap import File
 from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.space import AddressSpace
+from gpuhmm.mm.entry import DEVMAP, PSE
 from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
 from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import MAX_PFN, level_shift
 
-#: Frames that the model hands out lie from here on, so that they are told from captured ones.
+#: Frames that the model hands out lie from here on, so that they are told from recorded ones.
 FIRST_MODEL_PFN = 1 << 32
 
 #: VM_SHARED mappings without any of these kinds have nothing that could fill them.
@@ -49,7 +49,7 @@ _OWNER_ARGUMENT = (0, 0xD0D0, 0x5757)
 
 @dataclass
 class Replayed:
-    """What the model made of a captured call; the fields are those of the capture."""
+    """What the model made of a recorded call; the fields are those of the recording."""
 
     mm: AddressSpace
     rc_first: int = 0
@@ -78,8 +78,8 @@ class _TracedModel(FaultModel):
         return ret
 
 
-def replay(call: CapturedCall, backend: str, *, with_facts: bool = True) -> Replayed:
-    """Return what ``backend`` and the model make of a captured call, with or without the named facts."""
+def replay(call: RecordedCall, backend: str, *, with_facts: bool = True) -> Replayed:
+    """Return what ``backend`` and the model make of a recorded call, with or without the named facts."""
     trace: list[Any] = []
     given = build(call, trace)
     done = Replayed(given.mm)
@@ -90,7 +90,7 @@ def replay(call: CapturedCall, backend: str, *, with_facts: bool = True) -> Repl
     return done
 
 
-def _drive(call: CapturedCall, mm: AddressSpace, backend: str, trace: list[Any], done: Replayed) -> None:
+def _drive(call: RecordedCall, mm: AddressSpace, backend: str, trace: list[Any], done: Replayed) -> None:
     def invalidate(sub: MmuIntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
         sub.set_seq(cur_seq)
         done.events.append(Event(range_.start, range_.end, range_.event, done.tries - 1))
@@ -130,8 +130,8 @@ def _drive(call: CapturedCall, mm: AddressSpace, backend: str, trace: list[Any],
     ]
 
 
-def build(call: CapturedCall, trace: list[Any]) -> Given:
-    """Return the space before the call, made of what the capture shows of that time and nothing else."""
+def build(call: RecordedCall, trace: list[Any]) -> Given:
+    """Return the space before the call, made of what the recording shows of that time and nothing else."""
     memory = PhysicalMemory()
     memory.reserve(0, FIRST_MODEL_PFN)
     files: dict[tuple[int, int], File] = {}
@@ -150,7 +150,7 @@ def build(call: CapturedCall, trace: list[Any]) -> Given:
     return Given(call, mm)
 
 
-def _vma(memory: PhysicalMemory, vma: CapturedVma, files: dict[tuple[int, int], File]) -> Vma:
+def _vma(memory: PhysicalMemory, vma: RecordedVma, files: dict[tuple[int, int], File]) -> Vma:
     shift = vma.order + 12 if vma.order else 12
     kind = _file_kind(vma)
     file = None
@@ -165,7 +165,7 @@ def _vma(memory: PhysicalMemory, vma: CapturedVma, files: dict[tuple[int, int], 
     return Vma(vma.start, vma.end, vma.flags, shift, file, pgoff, vma.page_prot)
 
 
-def _file_kind(vma: CapturedVma) -> str | None:
+def _file_kind(vma: RecordedVma) -> str | None:
     """Return what kind of file an area maps, as far as the area tells: None for anonymous memory."""
     if not vma.kind & (KIND_FILE | KIND_VM_OPS):
         return None
@@ -180,7 +180,7 @@ def _file_kind(vma: CapturedVma) -> str | None:
     return "shmem"
 
 
-def _store_tables(call: CapturedCall, mm: AddressSpace) -> None:
+def _store_tables(call: RecordedCall, mm: AddressSpace) -> None:
     level, va, value = call.table_rows("before")
     for upper in range(call.levels, 1, -1):
         rows = level == upper
@@ -194,11 +194,11 @@ def _store_tables(call: CapturedCall, mm: AddressSpace) -> None:
     borders = np.flatnonzero(np.diff(va >> np.uint64(21))) + 1
     for first, past in zip([0, *borders.tolist()], [*borders.tolist(), len(va)], strict=True):
         at = int(va[first])
-        mm.page_tables.store_leaf(mm.page_tables.row(at, 1), at >> 12 & 511, value[first:past])
+        mm.page_tables.store(1, mm.page_tables.row(at, 1), at >> 12 & 511, value[first:past])
 
 
 def listed_entries(mm: AddressSpace, start: int, end: int) -> dict[tuple[int, int], int]:
-    """Return the entries over ``[start, end)`` as captures list them.
+    """Return the entries over ``[start, end)`` as recordings list them.
 
     Every entry of every table that covers the range; nothing below an entry without a table.
     """

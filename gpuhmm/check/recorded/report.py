@@ -1,4 +1,4 @@
-"""Replay whole files of captures and count how many calls the model reproduces."""
+"""Replay whole files of recordings and count how many calls the model reproduces."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from gpuhmm.check.recorded import loops as captures
-from gpuhmm.check.recorded.call import CapturedCall
+from gpuhmm.check.recorded import loops
+from gpuhmm.check.recorded.call import RecordedCall
 from gpuhmm.check.recorded.compare import compare
 from gpuhmm.check.recorded.replay import replay
 
@@ -22,7 +22,7 @@ _CHUNK = 64
 
 
 @dataclass(frozen=True)
-class CaptureDifference:
+class LoopDifference:
     """The first call of a family that differs in a point: which point, how often, and how."""
 
     point: str
@@ -34,7 +34,7 @@ class CaptureDifference:
 
 @dataclass(frozen=True)
 class FamilyCount:
-    """One file of captures in numbers.
+    """One file of recordings in numbers.
 
     ``identical`` calls needed nothing that the page tables before them do not show; ``with_facts`` are
     identical given facts that were taken from the outcome by a named rule; ``facts`` counts calls by rule.
@@ -48,7 +48,7 @@ class FamilyCount:
     faults: int
     seconds: float
     facts: dict[str, int]
-    differences: list[CaptureDifference] = field(default_factory=list)
+    differences: list[LoopDifference] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Verdict:
 def check_family(path: Path, backend: str, jobs: int | None = None) -> FamilyCount:
     """Replay every call of one file; ``jobs`` processes, as many as there are CPUs without it."""
     started = time.monotonic()
-    total = len(captures.load(path))
+    total = len(loops.load(path))
     jobs = min(jobs or len(os.sched_getaffinity(0)), -(-total // _CHUNK))
     verdicts = list(_verdicts(path, backend, total, jobs))
     facts: Counter[str] = Counter()
@@ -86,7 +86,7 @@ def check_family(path: Path, backend: str, jobs: int | None = None) -> FamilyCou
         seconds=round(time.monotonic() - started, 3),
         facts=dict(sorted(facts.items())),
         differences=[
-            CaptureDifference(point, scenario, len(group), group[0].case, group[0].found[0][1])
+            LoopDifference(point, scenario, len(group), group[0].case, group[0].found[0][1])
             for (point, scenario), group in kinds.items()
         ],
     )
@@ -104,17 +104,17 @@ def _verdicts(path: Path, backend: str, total: int, jobs: int) -> Iterator[Verdi
 
 
 @cache
-def _loaded(path: Path) -> captures.CaptureFile:
-    return captures.load(path)
+def _loaded(path: Path) -> loops.LoopFile:
+    return loops.load(path)
 
 
 def _check_piece(piece: tuple[Path, str, int, int]) -> list[Verdict]:
     path, backend, first, past = piece
-    return [check_call(CapturedCall(_loaded(path), index), backend) for index in range(first, past)]
+    return [check_call(RecordedCall(_loaded(path), index), backend) for index in range(first, past)]
 
 
-def check_call(call: CapturedCall, backend: str) -> Verdict:
-    """Replay one call on ``backend`` and hold it against the capture.
+def check_call(call: RecordedCall, backend: str) -> Verdict:
+    """Replay one call on ``backend`` and compare it with the recording.
 
     Whatever the replay raises is a difference, in the point ``exception``.
     """
@@ -128,11 +128,11 @@ def check_call(call: CapturedCall, backend: str) -> Verdict:
     return Verdict(call.name, scenario, len(call.faults), facts, found)
 
 
-def capture_files(paths: list[Path]) -> list[Path]:
-    """Return the files of captures among ``paths`` and in folders of them; ValueError if there are none."""
+def loop_files(paths: list[Path]) -> list[Path]:
+    """Return the files of recordings among ``paths`` and in folders of them; ValueError if there are none."""
     files = sorted(file for path in paths for file in (path.glob("*.npz") if path.is_dir() else [path]))
     if not files:
         raise ValueError(f"no .npz file is in {', '.join(map(str, paths))}")
     for file in files:
-        captures.load(file)
+        loops.load(file)
     return files

@@ -201,4 +201,5 @@ def _spin(service: FaultService, request: RangeRequest, deadline: int) -> None:
     service.spend("walk", calls * request.npages)
     service.wait(max(deadline + 1 - service.clock, 0))
     service.batch.hmm_calls += calls
+    service.batch.walks += calls
     service.batch.ebusy += calls

@@ -27,9 +27,9 @@ from gpuhmm.hmm.words import (
     word_layout,
 )
 from gpuhmm.memory import make_device_exclusive_range
-from gpuhmm.memory.space import NO_PFN
 from gpuhmm.mm.notifier import MMU_NOTIFY_EXCLUSIVE, MmuIntervalNotifier, MmuNotifierRange
 from gpuhmm.mm.vma import VM_WRITE
+from gpuhmm.mm.x86 import NO_PFN
 
 VERSIONS = ("v6.1", "v5.7")
 PREFETCHES = ("snapshot", "fault")

@@ -65,7 +65,7 @@ class Pranges:
         return prange if va < prange.end else None
 
     def create(self, space: int, va: int, vma: Vma) -> Prange:
-        """Return a new range around ``va``: 2 MiB, aligned, cut at its VMA and at the ranges beside it."""
+        """Return a new range around ``va``: 2 MiB, aligned, cut at its VMA and at the ranges next to it."""
         start = max(vma.start, va & -PRANGE_SIZE)
         end = min(vma.end, (va & -PRANGE_SIZE) + PRANGE_SIZE)
         index = bisect_right(self._starts[space], va)

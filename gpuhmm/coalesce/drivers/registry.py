@@ -10,7 +10,8 @@ from gpuhmm.coalesce.drivers.driver import Driver
 from gpuhmm.coalesce.drivers.free import FreeDriver, FreeSettings
 from gpuhmm.coalesce.drivers.nouveau import NouveauDriver, NouveauSettings
 from gpuhmm.coalesce.drivers.settings import with_settings
-from gpuhmm.coalesce.drivers.uvm.driver import UvmDriver, UvmSettings
+from gpuhmm.coalesce.drivers.uvm.driver import UvmDriver
+from gpuhmm.coalesce.drivers.uvm.settings import UvmSettings
 from gpuhmm.coalesce.drivers.xe import XeDriver, XeSettings
 
 #: Each driver's class and settings, by name.

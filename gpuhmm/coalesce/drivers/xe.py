@@ -19,7 +19,13 @@ from gpuhmm.coalesce.ranges import RangeRequest, ask_ranges, asked_pages, map_pa
 from gpuhmm.coalesce.service import FaultService
 from gpuhmm.coalesce.trace import FaultTrace
 from gpuhmm.errors import LivelockError
-from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_VALID, hmm_pfn_to_order, word_layout
+from gpuhmm.hmm.words import (
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+    HMM_PFN_VALID,
+    hmm_pfn_to_order,
+    word_layout,
+)
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import VM_WRITE, Vma

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from typing import Any
 
 import numpy as np
 
@@ -12,14 +10,7 @@ from gpuhmm.coalesce.access import ACCESS_NAMES
 from gpuhmm.coalesce.preprocess.rules import rules_of
 from gpuhmm.coalesce.preprocess.table import BatchTable
 from gpuhmm.coalesce.trace import FaultTrace
-from gpuhmm.hmm.backends import resolve_backend
-
-#: Back end -> module with ``coalesce(trace, rules, batch, window)``.
-MODULES = {
-    "reference": "gpuhmm.coalesce.preprocess.reference",
-    "cpu": "gpuhmm.coalesce.preprocess.cpu",
-    "cuda": "gpuhmm.coalesce.preprocess.cuda",
-}
+from gpuhmm.hmm.backends import backend_module, resolve_backend
 
 
 def coalesce_trace(
@@ -48,10 +39,10 @@ def coalesce_trace(
         raise TypeError(f"trace must be a FaultTrace (got {type(trace).__name__})")
     found, batch, window = rules_of(rules, batch, window)
     _check(trace)
-    name = resolve_backend(backend).name
-    if backend == "auto" and name == "cuda" and importlib.util.find_spec("cupy") is None:
-        name = "cpu"
-    module: Any = importlib.import_module(MODULES[name])
+    info = resolve_backend(backend)
+    if backend == "auto" and info.name == "cuda" and importlib.util.find_spec("cupy") is None:
+        info = resolve_backend("cpu")
+    module = backend_module(info, "gpuhmm.coalesce.preprocess")
     table: BatchTable = module.coalesce(trace, found, batch, window)
     return table
 

@@ -1,4 +1,4 @@
-"""Published measurements of fault coalescing beside what the model gives."""
+"""Published measurements of fault coalescing, compared with what the model gives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def validate(
     seed: int = 1,
     told: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """Return every row, published value beside the model's; ``told`` hears which experiment begins.
+    """Return every row, published value next to the model's; ``told`` hears which experiment begins.
 
     ``exact_only`` leaves out what takes minutes.  ``seed`` is that of the device and of random draws.
     """

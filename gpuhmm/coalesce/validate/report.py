@@ -34,7 +34,7 @@ def values(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[Row], how: str) -> str:
     """Return the page of documentation; ``how`` says what ran on what."""
     lines = [
-        "# The coalescing model beside published measurements",
+        "# The coalescing model compared with published measurements",
         "",
         "Written by `gpuhmm validate --out docs/coalescing-validation.md`: "
         f"{how}. {counts(rows).capitalize()}.",

@@ -1,4 +1,4 @@
-"""One published value beside what the model gives."""
+"""One published value next to what the model gives."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ _ORDERS = (
     ),
 )
 
-#: Faulted pages, resident pages, and what is prefetched beside them, each as ranges of page numbers.
+#: Faulted pages, resident pages, and what is prefetched in addition, each as ranges of page numbers.
 _MASKS: tuple[tuple[list[tuple[int, int]], ...], ...] = (
     ([(0, 1)], [], [(1, 16)]),  # a big page of 64 KiB
     ([(511, 512)], [], [(496, 511)]),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
+from gpuhmm.mm.notifier import MmuIntervalNotifier
 from gpuhmm.mm.x86 import U64, Truth
 from gpuhmm.shared import shared
-
-if TYPE_CHECKING:
-    from gpuhmm.hmm.batch import HmmRangeBatch
-    from gpuhmm.hmm.ranges import HmmRange
-    from gpuhmm.hmm.runs import HmmRuns
 
 _ZERO = U64(0)
 
@@ -53,7 +49,24 @@ class Walk(NamedTuple):
     hmm_pfn_sticky: np.uint64
 
 
-def walk_constants(range_: HmmRange | HmmRuns | HmmRangeBatch) -> npt.NDArray[np.uint64]:
+class Request(Protocol):
+    """What a walk is asked for: :class:`gpuhmm.HmmRange`, or its like for runs and for batches."""
+
+    notifier: MmuIntervalNotifier
+    default_flags: int
+    dev_private_owner: int
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def pfn_flags_mask(self) -> int: ...
+
+
+def walk_constants(range_: Request) -> npt.NDArray[np.uint64]:
     """Return uint64[29], the fields of :class:`Walk` for one call."""
     mm = range_.notifier.mm
     kernel = mm.kernel

@@ -37,7 +37,6 @@ ACTION_CLEAR = U64(6)
 ACTION_MISSING = U64(7)
 
 _ZERO = U64(0)
-_ONE = U64(1)
 _FIRST = U64(0)
 _END = U64(1)
 _OWNER = U64(2)
@@ -55,7 +54,7 @@ def pte_to_hmm_pfn_flags(pte: np.uint64, walk: Walk) -> np.uint64:
 
 @shared("boolean(uint64, Walk)")
 def pte_is_hole(pte: np.uint64, walk: Walk) -> Truth:
-    """pte_none, and a PTE marker where the kernel takes it for none (pte_none_mostly; v6.19: uffd-wp only)."""
+    """pte_none, and a PTE marker that the kernel takes for none (pte_none_mostly; v6.19: uffd-wp only)."""
     if entry_none(pte):
         return True
     if pte_present(pte) or swp_type(pte) != walk.pte_marker:
@@ -86,7 +85,7 @@ def is_device_private(pte: np.uint64, walk: Walk) -> Truth:
 
 @shared("boolean(uint64, Walk, Array2)")
 def is_own_device_private(pte: np.uint64, walk: Walk, owners: npt.NDArray[np.uint64]) -> Truth:
-    """True if the page of a PTE or PMD belongs to ``dev_private_owner``; a PFN that nobody owns never does."""
+    """True if the page of a PTE or PMD is of ``dev_private_owner``; a PFN that nobody owns never is."""
     if not is_device_private(pte, walk):
         return False
     pfn = swp_offset(pte) & walk.swp_pfn_mask

@@ -5,8 +5,9 @@ Source: mm/memory.c:do_anonymous_page (v6.1).
 
 from __future__ import annotations
 
-from gpuhmm.memory.fault.entry import DIRTY, SPECIAL, Fault, mk_pte
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap
+from gpuhmm.mm.entry import DIRTY, SPECIAL, mk_pte
 from gpuhmm.mm.handler import VM_FAULT_OOM, VM_FAULT_SIGBUS
 from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_MISSING
 

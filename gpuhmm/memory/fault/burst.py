@@ -10,28 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuhmm.memory.fault.entry import (
-    DEVMAP,
-    DIRTY,
-    NONE,
-    PMD_SIZE,
-    PROTNONE,
-    PSE,
-    RW,
-    SPECIAL,
-    TABLE,
-    A,
-    Fault,
-    P,
-    mk_pte,
-)
 from gpuhmm.memory.fault.handle import handle_mm_fault
 from gpuhmm.memory.fault.huge import hugepage_vma_check
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_TABLE, SECTION_MASK, SECTION_PAGES
-from gpuhmm.memory.space import NO_PFN
+from gpuhmm.mm.entry import DEVMAP, DIRTY, NONE, PMD_SIZE, PROTNONE, PSE, RW, SPECIAL, TABLE, A, P, mk_pte
 from gpuhmm.mm.handler import FAULT_FLAG_WRITE, VM_FAULT_ERROR
 from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_MISSING, VM_WRITE, Vma
+from gpuhmm.mm.x86 import NO_PFN
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -185,7 +172,7 @@ class _Burst:
             if zero == NO_PFN:
                 return 0  # the first fault allocates it
             entry = mk_pte(zero, self.vma.vm_page_prot) | PSE
-            self.tables.store_upper(row, slot, np.full(count, entry, dtype=_U64))
+            self.tables.store(2, row, slot, np.full(count, entry, dtype=_U64))
             return count * 512
         pfn, count = self.memory.free.take_blocks(9, count)
         if not count:
@@ -194,7 +181,7 @@ class _Burst:
         flags |= RW if self.vma.flags & VM_WRITE else 0
         heads = np.arange(pfn, pfn + 512 * count, 512, dtype=_U64)
         self._describe_huge(pfn, count, self.vma.index(va))
-        self.tables.store_upper(row, slot, (heads << _U64(12)) | _U64(flags))
+        self.tables.store(2, row, slot, (heads << _U64(12)) | _U64(flags))
         return count * 512
 
     def _describe_huge(self, pfn: int, count: int, index: int) -> None:

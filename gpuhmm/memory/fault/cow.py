@@ -6,9 +6,10 @@ without PageAnonExclusive).
 
 from __future__ import annotations
 
-from gpuhmm.memory.fault.entry import DEVMAP, DIRTY, SPECIAL, UFFD_WP, A, Fault, mk_pte, pfn_of
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM, PG_SWAPCACHE
 from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap, page_remove_rmap, vm_normal_page
+from gpuhmm.mm.entry import DEVMAP, DIRTY, SPECIAL, UFFD_WP, A, mk_pte, pfn_of
 from gpuhmm.mm.handler import VM_FAULT_NOPAGE, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
 from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_WP
 

@@ -6,11 +6,12 @@ mm/huge_memory.c:insert_pfn_pmd (v6.1).
 
 from __future__ import annotations
 
-from gpuhmm.memory.fault.entry import DEVMAP, DIRTY, PMD_SIZE, PSE, SPECIAL, A, Fault, mk_pte
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap
-from gpuhmm.memory.space import NO_PFN
+from gpuhmm.mm.entry import DEVMAP, DIRTY, PMD_SIZE, PSE, SPECIAL, A, mk_pte
 from gpuhmm.mm.handler import VM_FAULT_DONE_COW, VM_FAULT_FALLBACK, VM_FAULT_NOPAGE, VM_FAULT_OOM
 from gpuhmm.mm.vma import VM_SHARED
+from gpuhmm.mm.x86 import NO_PFN
 
 
 def dax_iomap_pte_fault(vmf: Fault, cow: int | None) -> tuple[int, int]:

@@ -7,9 +7,10 @@ do_set_pmd; mm/filemap.c:filemap_map_pages, filemap_fault; mm/shmem.c:shmem_faul
 from __future__ import annotations
 
 from gpuhmm.memory.fault import dax
-from gpuhmm.memory.fault.entry import DIRTY, PMD_SIZE, PSE, RW, UFFD_WP, A, Fault, is_none, mk_pte
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_HWPOISON
 from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap, page_add_rmap
+from gpuhmm.mm.entry import DIRTY, PMD_SIZE, PSE, RW, UFFD_WP, A, is_none, mk_pte
 from gpuhmm.mm.handler import (
     VM_FAULT_DONE_COW,
     VM_FAULT_ERROR,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from gpuhmm.memory.fault import huge
 from gpuhmm.memory.fault.anonymous import do_anonymous_page
 from gpuhmm.memory.fault.cow import do_wp_page
-from gpuhmm.memory.fault.entry import DEVMAP, DIRTY, NONE, PROTNONE, PSE, RW, A, Fault, P, pte_modify
 from gpuhmm.memory.fault.file import do_fault
 from gpuhmm.memory.fault.hugetlb import hugetlb_fault
 from gpuhmm.memory.fault.swap import do_swap_page
+from gpuhmm.memory.fault.vm_fault import Fault
+from gpuhmm.mm.entry import DEVMAP, DIRTY, NONE, PROTNONE, PSE, RW, A, P, pte_modify
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_FALLBACK,

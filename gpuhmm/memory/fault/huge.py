@@ -8,7 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from gpuhmm.memory.fault.dax import dax_iomap_pmd_fault
-from gpuhmm.memory.fault.entry import (
+from gpuhmm.memory.fault.file import transhuge_vma_suitable
+from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
+from gpuhmm.memory.fault.vm_fault import Fault
+from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE
+from gpuhmm.memory.pages.rmap import huge_normal_page, page_add_new_anon_rmap, page_remove_rmap
+from gpuhmm.mm.entry import (
     DEVMAP,
     DIRTY,
     PMD_SIZE,
@@ -20,15 +25,10 @@ from gpuhmm.memory.fault.entry import (
     UFFD_WP,
     A,
     D,
-    Fault,
     mk_pte,
     pmd_modify,
+    swp_type_of,
 )
-from gpuhmm.memory.fault.file import transhuge_vma_suitable
-from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
-from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_TABLE
-from gpuhmm.memory.pages.rmap import huge_normal_page, page_add_new_anon_rmap, page_remove_rmap
-from gpuhmm.memory.space import NO_PFN
 from gpuhmm.mm.handler import VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
 from gpuhmm.mm.vma import (
     VM_HUGEPAGE,
@@ -39,6 +39,7 @@ from gpuhmm.mm.vma import (
     VM_UFFD_MISSING,
     VM_UFFD_WP,
 )
+from gpuhmm.mm.x86 import NO_PFN
 
 _U64 = np.uint64
 
@@ -135,7 +136,7 @@ def split_huge_pmd(vmf: Fault) -> bool:
     The caller's notifiers are told whether or not there is a huge entry left (__split_huge_pmd).
     """
     first = vmf.va & -PMD_SIZE
-    table = vmf.memory.alloc_page(0, PG_TABLE)
+    table = vmf.memory.alloc_table()
     if table is None:
         return False
     with vmf.mm.subscriptions.invalidate_range(first, first + PMD_SIZE):
@@ -165,7 +166,7 @@ def _split_anonymous(vmf: Fault, pmd: int, table: int) -> None:
     row = vmf.tables.row(vmf.va, 1)
     if pfn is None:
         zero = mk_pte(vmf.mm.zero_pfn, vmf.prot) | SPECIAL
-        vmf.tables.store_leaf(row, 0, np.full(512, zero, dtype=_U64))
+        vmf.tables.store(1, row, 0, np.full(512, zero, dtype=_U64))
         return
     # Dirty goes to the page, not to the entries; the access rights are those of the area again.
     flags = vmf.maybe_mkwrite(vmf.prot) if pmd & RW else vmf.prot & ~RW
@@ -175,7 +176,7 @@ def _split_anonymous(vmf: Fault, pmd: int, table: int) -> None:
     if pages.flags(pfn) & PG_ANON_EXCLUSIVE:
         for section, where in pages.runs(pfn, 512):
             section.flags[where] |= PG_ANON_EXCLUSIVE
-    vmf.tables.store_leaf(row, 0, entries)
+    vmf.tables.store(1, row, 0, entries)
 
 
 def touch_pmd(vmf: Fault, pmd: int) -> int:
@@ -201,7 +202,7 @@ def do_huge_pmd_numa_page(vmf: Fault, pmd: int) -> int:
 
 def pmd_migration_entry_wait(vmf: Fault, pmd: int) -> int:
     """Wait until the huge page has moved; any other entry that is not present is a bus error."""
-    if not is_migration_type(vmf.mm, pmd >> 59):
+    if not is_migration_type(vmf.mm, swp_type_of(pmd)):
         return VM_FAULT_SIGBUS
     remove_migration_pte(vmf.mm, vmf.vma, vmf.va & -PMD_SIZE, 2)
     return 0

@@ -5,9 +5,10 @@ Source: mm/hugetlb.c:hugetlb_fault, hugetlb_no_page, hugetlb_wp, make_huge_pte (
 
 from __future__ import annotations
 
-from gpuhmm.memory.fault.entry import DIRTY, PFN, PROTNONE, PSE, RW, A, Fault, P, is_none, mk_pte
 from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_HWPOISON
+from gpuhmm.mm.entry import DIRTY, PROTNONE, PSE, RW, A, P, is_none, mk_pte, pfn_of, swp_type_of
 from gpuhmm.mm.handler import (
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_OOM,
@@ -25,15 +26,15 @@ def hugetlb_fault(vmf: Fault) -> int:
     level = 3 if vmf.vma.page_shift == 30 else 2
     entry = vmf.entry(level)
     if not is_none(entry) and not entry & (P | PROTNONE):
-        if is_migration_type(vmf.mm, entry >> 59):
+        if is_migration_type(vmf.mm, swp_type_of(entry)):
             first = vmf.va & -(1 << vmf.vma.page_shift)
             remove_migration_pte(vmf.mm, vmf.vma, first, level)
             return 0
-        if entry >> 59 == vmf.mm.kernel.swp_hwpoison:
+        if swp_type_of(entry) == vmf.mm.kernel.swp_hwpoison:
             return _hwpoison(vmf)
     if not vmf.alloc_tables(level):
         return VM_FAULT_OOM
-    if is_none(entry) or (entry >> 59 == vmf.mm.kernel.swp_pte_marker and not entry & (P | PROTNONE)):
+    if is_none(entry) or (swp_type_of(entry) == vmf.mm.kernel.swp_pte_marker and not entry & (P | PROTNONE)):
         return hugetlb_no_page(vmf, level)
     if not entry & (P | PROTNONE):
         return 0
@@ -113,7 +114,7 @@ def hugetlb_wp(vmf: Fault, level: int, entry: int) -> int:
 def _old_page(vmf: Fault, entry: int) -> int:
     """Return the PFN that a hugetlb entry maps; one that nobody allocated here is adopted as shared."""
     order = vmf.vma.page_shift - 12
-    pfn = ((entry if entry & P else ~entry) & PFN) >> 12
+    pfn = pfn_of(entry)
     if not vmf.memory.pages.refcount(pfn):
         index = vmf.index >> order << order
         vmf.memory.adopt(pfn, order=order, anon=True, exclusive=False, index=index)

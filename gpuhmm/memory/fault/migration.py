@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import (
+from gpuhmm.mm.entry import (
     DIRTY,
     PSE,
     RW,
-    SOFT_DIRTY,
-    SWP_SOFT_DIRTY,
-    SWP_UFFD_WP,
-    UFFD_WP,
     A,
     D,
+    encode_swap,
     mk_pte,
+    swp_flags,
     swp_offset,
     swp_pfn,
     swp_software,
+    swp_type_of,
 )
 from gpuhmm.mm.vma import VM_WRITE, Vma
-from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -57,7 +55,7 @@ def remove_migration_pte(
         prot |= DIRTY if dirty and offset >> (bits + 1) & 1 else 0
     else:
         prot &= ~A  # before, every page came back old
-    if entry >> 59 == kernel.swp_migration_write and vma.flags & VM_WRITE:
+    if swp_type_of(entry) == kernel.swp_migration_write and vma.flags & VM_WRITE:
         prot |= RW
     new = mk_pte(swp_pfn(mm, entry) if pfn is None else pfn, prot)
     mm.page_tables.set_entry(va, level, new | swp_software(entry) | (PSE if level > 1 else 0))
@@ -77,8 +75,3 @@ def migration_entry(mm: AddressSpace, entry: int, pfn: int, *, exclusive: bool) 
     if bits < 50:
         offset |= (1 << bits if entry & A else 0) | (1 << (bits + 1) if entry & D else 0)
     return encode_swap(swp_type, offset) | swp_flags(entry)
-
-
-def swp_flags(entry: int) -> int:
-    """Return soft-dirty and uffd-wp of a present entry as the bits of a swap entry."""
-    return (SWP_SOFT_DIRTY if entry & SOFT_DIRTY else 0) | (SWP_UFFD_WP if entry & UFFD_WP else 0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuhmm.memory.fault.burst import handle_mm_fault_range
-from gpuhmm.memory.fault.entry import NONE, PROTNONE, P, swp_pfn
 from gpuhmm.memory.fault.handle import handle_mm_fault
 from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
+from gpuhmm.mm.entry import NONE, PROTNONE, P, swp_pfn, swp_type_of
 from gpuhmm.mm.handler import VM_FAULT_ERROR
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.vma import Vma
@@ -75,7 +75,7 @@ class FaultModel:
 @write_locked
 def _end_migration(mm: AddressSpace, va: int, level: int) -> None:
     entry = mm.entry(va, level)
-    if entry & (P | PROTNONE) or not entry & ~NONE or not is_migration_type(mm, entry >> 59):
+    if entry & (P | PROTNONE) or not entry & ~NONE or not is_migration_type(mm, swp_type_of(entry)):
         return  # another thread ended it between the walk and this wait
     migration = mm.memory.migration_of(mm, va, swp_pfn(mm, entry))
     if migration is not None:

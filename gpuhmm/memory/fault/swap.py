@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from gpuhmm.memory.fault.anonymous import do_anonymous_page
 from gpuhmm.memory.fault.cow import do_wp_page
-from gpuhmm.memory.fault.entry import (
+from gpuhmm.memory.fault.device import devmem_fault
+from gpuhmm.memory.fault.file import do_fault
+from gpuhmm.memory.fault.migration import is_migration_type
+from gpuhmm.memory.fault.vm_fault import Fault
+from gpuhmm.memory.pages.page import PG_HWPOISON, PG_KSM
+from gpuhmm.memory.pages.rmap import page_add_anon_rmap
+from gpuhmm.memory.pages.swapfile import slot_of
+from gpuhmm.mm.entry import (
     DIRTY,
     RW,
     SWP_EXCLUSIVE,
     UFFD_WP,
     A,
-    Fault,
     mk_pte,
     swp_offset,
     swp_pfn,
     swp_software,
+    swp_type_of,
 )
-from gpuhmm.memory.fault.file import do_fault
-from gpuhmm.memory.fault.migration import is_migration_type
-from gpuhmm.memory.pages.page import PG_HWPOISON, PG_KSM
-from gpuhmm.memory.pages.rmap import page_add_anon_rmap
-from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.mm.handler import (
     VM_FAULT_ERROR,
     VM_FAULT_HWPOISON,
@@ -40,7 +42,7 @@ _MARKER_UFFD_WP = 1
 
 def do_swap_page(vmf: Fault, pte: int) -> int:
     """Serve a fault at an entry that is not present."""
-    kernel, swp_type = vmf.mm.kernel, pte >> 59
+    kernel, swp_type = vmf.mm.kernel, swp_type_of(pte)
     if swp_type < kernel.max_swapfiles:
         return swap_in(vmf, pte)
     if is_migration_type(vmf.mm, swp_type):
@@ -49,8 +51,6 @@ def do_swap_page(vmf: Fault, pte: int) -> int:
     if swp_type in (kernel.swp_device_exclusive_write, kernel.swp_device_exclusive_read):
         return remove_device_exclusive_entry(vmf, pte)
     if swp_type in (kernel.swp_device_write, kernel.swp_device_read):
-        from gpuhmm.memory.migrate_device import devmem_fault
-
         return devmem_fault(vmf)
     if swp_type == kernel.swp_hwpoison:
         return VM_FAULT_HWPOISON
@@ -69,7 +69,7 @@ def handle_pte_marker(vmf: Fault, pte: int) -> int:
 def swap_in(vmf: Fault, pte: int) -> int:
     """Map a page that was swapped out, and grant the write at once where the page is exclusive."""
     memory, swap = vmf.memory, vmf.memory.swap
-    slot = slot_of(pte >> 59, swp_offset(pte))
+    slot = slot_of(swp_type_of(pte), swp_offset(pte))
     has_exclusive = vmf.mm.kernel.has_anon_exclusive
     exclusive = bool(pte & SWP_EXCLUSIVE) and has_exclusive
     swap.adopt(slot, 1 if exclusive or not has_exclusive else 2)
@@ -120,7 +120,7 @@ def remove_device_exclusive_entry(vmf: Fault, pte: int) -> int:
     mm, va, kernel = vmf.mm, vmf.va, vmf.mm.kernel
     with mm.subscriptions.invalidate_range(va, va + 4096, event=MMU_NOTIFY_EXCLUSIVE):
         entry = mk_pte(swp_pfn(mm, pte), vmf.prot & ~A) | swp_software(pte)
-        if pte >> 59 == kernel.swp_device_exclusive_write:
+        if swp_type_of(pte) == kernel.swp_device_exclusive_write:
             entry = vmf.maybe_mkwrite(entry | DIRTY)
         vmf.store(1, entry)
     return 0

@@ -14,6 +14,7 @@ from gpuhmm.memory.pages.page import PG_ANON, PG_DEVICE
 
 if TYPE_CHECKING:
     from gpuhmm.memory.pages.physical import PhysicalMemory
+    from gpuhmm.memory.space import AddressSpace
 
 
 class DeviceMemory:
@@ -42,13 +43,13 @@ class DeviceMemory:
             for mm in memory.spaces:
                 self.tell(mm)
 
-    def tell(self, mm: object) -> None:
+    def tell(self, mm: AddressSpace) -> None:
         """Let walks of a space know whose the PFNs are."""
         row = np.array([[self.first_pfn, self.first_pfn + self.npages, self.owner]], dtype=np.uint64)
-        known = mm.device_private  # type: ignore[attr-defined]
+        known = mm.device_private
         if not (known[:, 0] == row[0, 0]).any():
             table = np.concatenate((known, row))
-            mm.device_private = table[np.argsort(table[:, 0])]  # type: ignore[attr-defined]
+            mm.device_private = table[np.argsort(table[:, 0])]
 
     @property
     def used(self) -> int:

@@ -5,10 +5,11 @@ Address spaces that were forked from one another share it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from gpuhmm.memory.pages.device import DeviceMemory
 from gpuhmm.memory.pages.page import (
     PG_ADOPTED,
     PG_ANON,
@@ -18,6 +19,7 @@ from gpuhmm.memory.pages.page import (
     PG_HUGETLB,
     PG_SWAPCACHE,
     PG_TABLE,
+    SECTION_MASK,
     PageDescriptors,
 )
 from gpuhmm.memory.pages.page_alloc import FreeFrames, taken_ranges
@@ -26,14 +28,29 @@ from gpuhmm.mm import x86
 from gpuhmm.mm.tables import Words
 
 if TYPE_CHECKING:
-    from gpuhmm.memory.migrate import Migration
-    from gpuhmm.memory.pages.device import DeviceMemory
     from gpuhmm.memory.pages.filemap import File
     from gpuhmm.memory.space import AddressSpace
 
 
 #: References that an adopted page has from others: more than can ever be dropped here, fewer than a pin.
 ELSEWHERE = 1000
+
+
+class Migration(Protocol):
+    """Pages under migration, as memory knows them: see :class:`gpuhmm.memory.Migration`."""
+
+    @property
+    def destinations(self) -> dict[int, int]:
+        """Where each page goes: PFN -> PFN; of both a reference is held until the end."""
+        ...
+
+    def covers(self, mm: AddressSpace, va: int, pfn: int) -> bool:
+        """True if the page at ``va`` of ``mm``, which was ``pfn``, is one of those that move."""
+        ...
+
+    def end(self) -> int:
+        """Put present entries in place of all migration entries; return how many pages moved."""
+        ...
 
 
 class PhysicalMemory:
@@ -204,7 +221,7 @@ class PhysicalMemory:
         head = self.pages.head(pfn)
         if self.pages.get(head, -count):
             return
-        section, i = self.pages.section(head), head & 0x7FFF
+        section, i = self.pages.section(head), head & SECTION_MASK
         flags, order = int(section.flags[i]), int(section.order[i])
         self.pages.fill(head, 1 << order, flags=0, mapcount=0, order=0, mapping=0, index=0, content=0)
         if flags & PG_DEVICE:

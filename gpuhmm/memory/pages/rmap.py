@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.memory.pages.page import GUP_PIN_COUNTING_BIAS, PG_ADOPTED, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
-from gpuhmm.mm import x86
+from gpuhmm.mm.entry import DEVMAP, PMD_SIZE, RW, SOFT_DIRTY, SPECIAL, D, huge_pfn_of, pfn_of
 from gpuhmm.mm.vma import VM_SHARED, Vma
 
 if TYPE_CHECKING:
     from gpuhmm.memory.pages.physical import PhysicalMemory
     from gpuhmm.memory.space import AddressSpace
-
-_P = int(x86.PAGE_PRESENT)
-_RW = int(x86.PAGE_RW)
-_D = int(x86.PAGE_DIRTY)
-_SPECIAL = int(x86.PAGE_SPECIAL)
-_SOFT_DIRTY = int(x86.PAGE_SOFT_DIRTY)
-_DEVMAP = int(x86.PAGE_DEVMAP)
-_PFN = int(x86.PTE_PFN_MASK)
 
 
 def vm_normal_page(mm: AddressSpace, vma: Vma, va: int, pte: int) -> int | None:
@@ -34,29 +26,29 @@ def vm_normal_page(mm: AddressSpace, vma: Vma, va: int, pte: int) -> int | None:
     adopted: taken to be anonymous in a private area unless it is a clean page of a file, exclusive if
     the entry is writable.
     """
-    if pte & _SPECIAL or pte & _DEVMAP:
+    if pte & (SPECIAL | DEVMAP):
         return None
-    pfn = ((pte if pte & _P else ~pte) & _PFN) >> 12
+    pfn = pfn_of(pte)
     if pfn == mm.zero_pfn or pfn > mm.highest_memmap_pfn:
         return None
     memory = mm.memory
     if not memory.pages.refcount(pfn):
-        anon = not vma.flags & VM_SHARED and (vma.is_anonymous or bool(pte & (_RW | _D | _SOFT_DIRTY)))
+        anon = not vma.flags & VM_SHARED and (vma.is_anonymous or bool(pte & (RW | D | SOFT_DIRTY)))
         mapping = 0 if vma.file is None or anon else vma.file.number
-        memory.adopt(pfn, anon=anon, exclusive=anon and bool(pte & _RW), mapping=mapping, index=vma.index(va))
+        memory.adopt(pfn, anon=anon, exclusive=anon and bool(pte & RW), mapping=mapping, index=vma.index(va))
     return pfn
 
 
 def huge_normal_page(mm: AddressSpace, vma: Vma, va: int, pmd: int) -> int | None:
     """Return the head PFN of a huge page, adopted if need be; None for the huge zero page and DAX."""
-    pfn = ((pmd if pmd & _P else ~pmd) & int(x86.PMD_PFN_MASK)) >> 12
-    if pmd & _DEVMAP or pfn == mm.huge_zero_pfn:
+    pfn = huge_pfn_of(pmd)
+    if pmd & DEVMAP or pfn == mm.huge_zero_pfn:
         return None
     if not mm.memory.pages.refcount(pfn):
         anon = not vma.flags & VM_SHARED and vma.is_anonymous
         mapping = 0 if vma.file is None or anon else vma.file.number
-        exclusive = anon and bool(pmd & _RW)
-        index = vma.index(va & -(1 << 21))
+        exclusive = anon and bool(pmd & RW)
+        index = vma.index(va & -PMD_SIZE)
         mm.memory.adopt(pfn, order=9, anon=anon, exclusive=exclusive, mapping=mapping, index=index)
     return pfn
 

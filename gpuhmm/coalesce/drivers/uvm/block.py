@@ -7,8 +7,6 @@ uvm_hmm_get_prefetch_region (NVIDIA UVM 595.45.04).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +14,7 @@ from gpuhmm.coalesce.access import ACCESS_NEEDS, ACCESS_WRITE
 from gpuhmm.coalesce.areas import BLOCK_SHIFT, DPT_CANCELLED
 from gpuhmm.coalesce.drivers.uvm.prefetch import BlockPrefetch
 from gpuhmm.coalesce.drivers.uvm.prefetch_tree import BLOCK_PAGES
+from gpuhmm.coalesce.drivers.uvm.settings import UvmSettings
 from gpuhmm.coalesce.drivers.uvm.thrashing import BlockThrashing, Cause, SpaceThrashing
 from gpuhmm.coalesce.drivers.uvm.thrashing_hint import CPU, GPU, HintKind
 from gpuhmm.coalesce.ranges import RangeRequest
@@ -24,9 +23,6 @@ from gpuhmm.hmm.words import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE
 from gpuhmm.mirror.page_table import DPT_VALID
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import VM_WRITE, Vma
-
-if TYPE_CHECKING:
-    from gpuhmm.coalesce.drivers.uvm.driver import UvmSettings
 
 _READ = HMM_PFN_REQ_FAULT
 _READ_WRITE = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE

@@ -1,4 +1,4 @@
-"""What UVM prefetches in a VA block beside the pages that faulted.
+"""What UVM prefetches in a VA block in addition to the pages that faulted.
 
 Source: uvm_perf_prefetch.c:uvm_perf_prefetch_prenotify_fault_migrations, should_apply_prefetch_logic,
 uvm_perf_prefetch_get_hint_va_block (NVIDIA UVM 595.45.04), without confidential computing and range groups.

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuhmm.hmm.backends import resolve_backend
+from gpuhmm.hmm.backends import backend_module, resolve_backend
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.x86 import U64
+from gpuhmm.translation.addresses import PACKAGE
 from gpuhmm.translation.canonical import canonical
 from gpuhmm.translation.runs import MAPPING_NX, MAPPING_PROTNONE, MAPPING_USER, MAPPING_WRITE
 from gpuhmm.translation.slots import Part, parts
 from gpuhmm.translation.source import Tables, tables_of
-from gpuhmm.translation.translate import MODULES
 
 #: One run: ``va`` and ``pa`` in bytes count up together over ``npages`` pages of 4 KiB; ``flags`` are
 #: MAPPING_* bits.
@@ -77,8 +76,8 @@ def _found(
         raise ValueError(
             f"start and end must be multiples of 4096 with start <= end <= 2^64 (got {start:#x}, {end:#x})"
         )
-    name = resolve_backend(backend).name
-    module = importlib.import_module(MODULES["cpu" if name == "reference" else name])
+    info = resolve_backend(backend)
+    module = backend_module(resolve_backend("cpu") if info.name == "reference" else info, PACKAGE)
     held = np.empty((0, 4), dtype=np.uint64)  # the last run so far: the next part may continue it
     bits = _SPLIT_BY[split_by]
     for low, high in _halves(tables, start, end):

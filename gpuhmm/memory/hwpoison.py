@@ -9,13 +9,13 @@ from __future__ import annotations
 from errno import EBUSY
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import NONE, PFN, PROTNONE, PSE, Fault, P, pfn_of
 from gpuhmm.memory.fault.huge import split_huge_pmd
+from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.gup import access, leaf_entry
 from gpuhmm.memory.pages.page import PG_HUGETLB, PG_HWPOISON
 from gpuhmm.memory.pages.rmap import page_remove_rmap, rmap_walk
+from gpuhmm.mm.entry import NONE, PROTNONE, PSE, P, encode_swap, pfn_of, table_pfn
 from gpuhmm.mm.mmap_lock import write_locked
-from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -52,9 +52,7 @@ def memory_failure(mm: AddressSpace, va: int) -> int:
         if not vma.is_anonymous or not split_huge_pmd(Fault(mm, vma, va, 0)):
             return -EBUSY
         level, entry = leaf_entry(mm, va)
-    pfn = (
-        pfn_of(entry) if level == 1 else (entry & PFN) >> 12 >> (vma.page_shift - 12) << (vma.page_shift - 12)
-    )
+    pfn = pfn_of(entry) if level == 1 else table_pfn(entry) >> (vma.page_shift - 12) << (vma.page_shift - 12)
     if pfn == mm.zero_pfn or not memory.pages.refcount(pfn):
         return -EBUSY
     hugetlb = bool(memory.pages.flags(pfn) & PG_HUGETLB)

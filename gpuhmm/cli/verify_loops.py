@@ -1,4 +1,4 @@
-"""``gpuhmm verify --captures``: the model of handle_mm_fault against calls of a running kernel."""
+"""``gpuhmm verify --loops``: the model of handle_mm_fault against driver loops of a running kernel."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from gpuhmm.cli.tables import print_table
 
+if TYPE_CHECKING:
     from gpuhmm.check.recorded.report import FamilyCount
 
 
-def verify_captures(paths: list[Path], backend: str, jobs: int | None, as_json: bool) -> None:
-    """Replay captured driver loops and print how many the model reproduces; exit code 1 if one differs."""
+def verify_loops(paths: list[Path], backend: str, jobs: int | None, as_json: bool) -> None:
+    """Replay recorded driver loops and print how many the model reproduces; exit code 1 if one differs."""
     from rich.console import Console
 
-    from gpuhmm.check.recorded.report import capture_files, check_family
+    from gpuhmm.check.recorded.report import check_family, loop_files
     from gpuhmm.hmm.backends import resolve_backend
 
     info = resolve_backend(backend)
     families = []
     status = Console(stderr=True)
-    for path in capture_files(paths):
+    for path in loop_files(paths):
         with status.status(f"{path.stem} ..."):
             families.append(check_family(path, info.name, jobs))
     if as_json:
@@ -38,11 +38,8 @@ def verify_captures(paths: list[Path], backend: str, jobs: int | None, as_json: 
 
 
 def _print(families: list[FamilyCount], backend: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console.width = max(console.width, 100)  # a table that is cut tells nothing
     table = Table(box=None, pad_edge=False)
     columns = ("family", "cases", "identical", "given facts", "different", "reproduced", "faults", "seconds")
     for name in columns:
@@ -53,8 +50,8 @@ def _print(families: list[FamilyCount], backend: str) -> None:
         table.add_row(
             one.family, *(f"{count:,}" for count in counts), share, f"{one.faults:,}", f"{one.seconds:.1f}"
         )
-    console.print(table)
-    _print_facts(console, families)
+    console = print_table(table)
+    _print_facts(families)
     for one in families:
         for difference in one.differences:
             head = f"\n{one.family}: {difference.cases} cases of {difference.scenario} differ in "
@@ -62,10 +59,10 @@ def _print(families: list[FamilyCount], backend: str) -> None:
             console.print(f"  {difference.words}", markup=False, soft_wrap=True)
     cases, different = sum(one.cases for one in families), sum(one.different for one in families)
     verdict = f"{different:,} differ" if different else "all reproduced"
-    console.print(f"\n{backend} against the captures: {cases:,} calls, {verdict}", markup=False)
+    console.print(f"\n{backend} against the recorded loops: {cases:,} calls, {verdict}", markup=False)
 
 
-def _print_facts(console: Console, families: list[FamilyCount]) -> None:
+def _print_facts(families: list[FamilyCount]) -> None:
     from rich.table import Table
 
     from gpuhmm.check.recorded.facts import FACTS
@@ -80,4 +77,4 @@ def _print_facts(console: Console, families: list[FamilyCount]) -> None:
         if count:
             table.add_row(fact.__name__, f"{count:,}", rule)
     if table.row_count:
-        console.print(table)
+        print_table(table)

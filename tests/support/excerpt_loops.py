@@ -1,8 +1,8 @@
-"""Make tests/data/faults-6.1.npz: of every captured scenario a small call that read and one that wrote.
+"""Make tests/data/faults-6.1.npz: of every recorded scenario a small call that read and one that wrote.
 
 And of every rule of ``gpuhmm.check.recorded.facts`` a small one that needs it.
 
-    python tests/support/excerpt_captures.py FOLDER-OF-CAPTURES
+    python tests/support/excerpt_loops.py FOLDER-OF-LOOPS
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuhmm.check.recorded import loops as captures
-from gpuhmm.check.recorded.call import CapturedCall
+from gpuhmm.check.recorded import loops
+from gpuhmm.check.recorded.call import RecordedCall
 from gpuhmm.check.recorded.facts import FACTS
 from gpuhmm.check.recorded.report import check_call
 from gpuhmm.mm.handler import FAULT_FLAG_WRITE
@@ -33,7 +33,7 @@ def chosen(file, rules):
     """
     best = {}
     for index in range(len(file)):
-        call = CapturedCall(file, index)
+        call = RecordedCall(file, index)
         scenario = str(file.arrays["scenario"][index])
         if not call.faults or (scenario.startswith("mixed") and scenario not in MIXED):
             continue
@@ -53,7 +53,7 @@ def main() -> None:
     columns: dict[str, list[np.ndarray]] = {}
     rules = {fact.__name__ for fact in FACTS}
     for path in sorted(Path(sys.argv[1]).glob("*.npz")):
-        file = captures.load(path)
+        file = loops.load(path)
         for index in chosen(file, rules):
             for name, array in file.arrays.items():
                 group = next((g for g in GROUPS if name.startswith(f"{g}_") and name != ALONE), None)

@@ -10,18 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.errors import ArrayTypeError
-from gpuhmm.hmm.backends import BackendInfo, resolve_backend
+from gpuhmm.hmm.backends import BackendInfo, backend_module, resolve_backend
 from gpuhmm.mm.arguments import check_array
 from gpuhmm.mm.tables import Words
 from gpuhmm.translation.source import Tables, tables_of
 from gpuhmm.translation.words import LEVEL_MASK, LEVEL_SHIFT, PA_MASK, REASON_SHIFT, Reason
 
-#: Back end -> module with ``translate`` and ``translate_range``.
-MODULES = {
-    "reference": "gpuhmm.translation.reference",
-    "cpu": "gpuhmm.translation.cpu",
-    "cuda": "gpuhmm.translation.cuda",
-}
+#: Where each back end has a module with ``translate`` and ``translate_range``.
+PACKAGE = "gpuhmm.translation"
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def translate(source: Any, vas: Any, *, backend: str = "auto", out: Any = None) 
     if not _on_device(vas):
         check_array("vas", vas, (None,))
     out = _output(out, len(vas), vas, info)
-    importlib.import_module(MODULES[info.name]).translate(tables, vas, out)
+    backend_module(info, PACKAGE).translate(tables, vas, out)
     return Translation(out, info)
 
 
@@ -98,7 +94,7 @@ def translate_range(
     _check_range(tables, start, npages)
     out = _output(out, npages, None, info)
     if npages:
-        importlib.import_module(MODULES[info.name]).translate_range(tables, start, out)
+        backend_module(info, PACKAGE).translate_range(tables, start, out)
     return Translation(out, info)
 
 

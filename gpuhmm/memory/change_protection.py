@@ -10,31 +10,27 @@ from collections.abc import Callable
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import (
+from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
+from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
+from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.memory.pmd_range import PmdPart, split_to_ptes, walk_pmd_range
+from gpuhmm.mm.entry import (
     NONE,
-    PMD_SIZE,
     PROTNONE,
     PSE,
     RW,
     SOFT_DIRTY,
     SWP_EXCLUSIVE,
     D,
-    Fault,
     P,
     pmd_modify,
     pte_modify,
-    swp_offset,
+    swp_type_of,
+    swp_with_type,
 )
-from gpuhmm.memory.fault.huge import split_huge_pmd
-from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
-from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
-from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
-from gpuhmm.memory.zap import pmd_pieces
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.notifier import MMU_NOTIFY_PROTECTION_VMA
-from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Vma
-from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -80,40 +76,36 @@ def change_protection(mm: AddressSpace, vma: Vma, start: int, end: int, change: 
     changed = 0
     for first, past in _populated(mm, start, end):
         with mm.subscriptions.invalidate_range(first, past, event=MMU_NOTIFY_PROTECTION_VMA):
-            for va, piece_end in pmd_pieces(mm, first, past):
-                changed += _change_pmd(mm, vma, va, piece_end, change)
+            for part in walk_pmd_range(mm, first, past):
+                changed += _change_pmd(mm, vma, part, change)
     return changed
 
 
 def _populated(mm: AddressSpace, start: int, end: int) -> list[tuple[int, int]]:
     """Return, for every 1 GiB, from where its first populated PMD begins to where it ends."""
     found: dict[int, tuple[int, int]] = {}
-    for va, _ in pmd_pieces(mm, start, end):
-        if mm.entry(va, 2) & ~NONE:
-            found.setdefault(va >> 30, (va, min(((va >> 30) + 1) << 30, end)))
+    for part in walk_pmd_range(mm, start, end):
+        pud = part.va >> 30
+        found.setdefault(pud, (part.va, min((pud + 1) << 30, end)))
     return list(found.values())
 
 
-def _change_pmd(mm: AddressSpace, vma: Vma, va: int, past: int, change: Change) -> int:
-    pmd = mm.entry(va, 2)
-    if not pmd & ~NONE:
-        return 0
-    if mm.page_tables.row(va, 1) == NO_CHILD:
-        if past - va == PMD_SIZE:
-            new = change(mm, vma, va, pmd, 2)
-            mm.page_tables.set_entry(va, 2, new)
-            return 512 * (new != pmd)
-        split_huge_pmd(Fault(mm, vma, va, 0))
-        if mm.page_tables.row(va, 1) == NO_CHILD:
+def _change_pmd(mm: AddressSpace, vma: Vma, part: PmdPart, change: Change) -> int:
+    if not part.is_table:
+        if part.is_whole:
+            new = change(mm, vma, part.va, part.pmd, 2)
+            mm.page_tables.set_entry(part.va, 2, new)
+            return 512 * (new != part.pmd)
+        if not split_to_ptes(mm, vma, part.va):
             return 0
     changed = 0
-    for at in range(va, past, 4096):
-        pte = mm.entry(at, 1)
+    for va in part.ptes:
+        pte = mm.entry(va, 1)
         if not pte & ~NONE:
             continue
-        new = change(mm, vma, at, pte, 1)
+        new = change(mm, vma, va, pte, 1)
         if new != pte:
-            mm.page_tables.set_entry(at, 1, new)
+            mm.page_tables.set_entry(va, 1, new)
             changed += 1
     return changed
 
@@ -170,11 +162,10 @@ def _swap_entry(mm: AddressSpace, entry: int) -> int:
         kernel.swp_device_write: kernel.swp_device_read,
         kernel.swp_device_exclusive_write: kernel.swp_device_exclusive_read,
     }
-    swp_type = entry >> 59
+    swp_type = swp_type_of(entry)
     if swp_type not in readable:
         return entry
-    software = entry & 0xE & ~SWP_EXCLUSIVE
-    return encode_swap(readable[swp_type], swp_offset(entry & ~0xE)) | software
+    return swp_with_type(entry, readable[swp_type]) & ~SWP_EXCLUSIVE
 
 
 @write_locked
@@ -187,7 +178,7 @@ def change_prot_numa(mm: AddressSpace, start: int, end: int) -> int:
     if invalid_range(mm, start, end):
         return -EINVAL
     changed = 0
-    for vma in [vma for vma in mm.vmas if vma.start < end and start < vma.end]:
+    for vma in mm.vmas.overlapping(start, end):
         if vma.flags & _PROT and not vma.is_hugetlb:
             first, past = max(start, vma.start), min(end, vma.end)
             changed += change_protection(mm, vma, first, past, numa_entry)

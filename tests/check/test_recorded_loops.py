@@ -1,4 +1,4 @@
-"""Driver loops captured from a running kernel, replayed against the model of handle_mm_fault."""
+"""Driver loops recorded in a running kernel, replayed against the model of handle_mm_fault."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import cache
 
 import numpy as np
 import pytest
-from recorded import DATA, LARGE_CAPTURES, large_sets
+from recorded import DATA, LARGE_LOOPS, large_sets
 from typer.testing import CliRunner
 
-from gpuhmm.check.recorded import loops as captures
-from gpuhmm.check.recorded.call import CapturedCall
+from gpuhmm.check.recorded import loops
+from gpuhmm.check.recorded.call import RecordedCall
 from gpuhmm.check.recorded.compare import Renaming, compare
 from gpuhmm.check.recorded.facts import FACTS
 from gpuhmm.check.recorded.replay import FIRST_MODEL_PFN, replay
-from gpuhmm.check.recorded.report import capture_files, check_call, check_family
+from gpuhmm.check.recorded.report import check_call, check_family, loop_files
 from gpuhmm.cli import app
 from gpuhmm.memory.fault import cow, file
 
@@ -25,8 +25,8 @@ FAULTS = DATA / "faults-6.1.npz"
 
 
 def calls():
-    opened = captures.load(FAULTS)
-    return [CapturedCall(opened, index) for index in range(len(opened))]
+    opened = loops.load(FAULTS)
+    return [RecordedCall(opened, index) for index in range(len(opened))]
 
 
 @cache
@@ -35,7 +35,7 @@ def verdicts_of(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_captured_calls_with_faults_are_reproduced(backend):
+def test_recorded_calls_with_faults_are_reproduced(backend):
     verdicts = verdicts_of(backend)
     assert [verdict for verdict in verdicts if verdict.found] == []
     assert len({verdict.scenario for verdict in verdicts}) > 120
@@ -46,7 +46,7 @@ def test_captured_calls_with_faults_are_reproduced(backend):
 def test_every_rule_for_facts_is_needed_by_some_call():
     taken = Counter(name for verdict in verdicts_of("cpu") for name in verdict.facts)
     unused = {fact.__name__ for fact in FACTS} - set(taken)
-    # what the tables show is no fact; owners matter to calls without faults, see test_captures.py
+    # what the tables show is no fact; owners matter to calls without faults, see test_faultless_loops.py
     assert unused == {"visible_page_cache", "device_owner"}
     needy = [call for call, given in zip(calls(), verdicts_of("cpu"), strict=True) if given.facts]
     wrong = [call.name for call in needy if compare(call, replay(call, "cpu", with_facts=False))]
@@ -54,14 +54,14 @@ def test_every_rule_for_facts_is_needed_by_some_call():
 
 
 @pytest.mark.parametrize("path", ["kernel-6.1"])
-def test_all_captured_calls_are_reproduced(path):
-    counts = [check_family(file, "cpu") for file in capture_files([large_sets() / LARGE_CAPTURES])]
+def test_all_recorded_calls_are_reproduced(path):
+    counts = [check_family(file, "cpu") for file in loop_files([large_sets() / LARGE_LOOPS])]
     assert sum(count.cases for count in counts) == 20_812
     assert {count.family: count.differences for count in counts if count.different} == {}
 
 
 def spoiled(call, name, change):
-    """Return the call with one array of its capture changed by ``change``, a function of its part."""
+    """Return the call with one array of its recording changed by ``change``, a function of its part."""
     arrays = dict(call.file.arrays)
     array = arrays[name].copy()
     group = next((g for g in ("pt_after", "events", "calls", "pfn") if name.startswith(f"{g}_")), None)
@@ -69,7 +69,7 @@ def spoiled(call, name, change):
     part = slice(int(offsets[call.index]), int(offsets[call.index + 1]))
     array[part] = change(array[part])
     arrays[name] = array
-    return CapturedCall(replace(call.file, arrays=arrays), call.index)
+    return RecordedCall(replace(call.file, arrays=arrays), call.index)
 
 
 def last_but_one(values):
@@ -95,7 +95,7 @@ def last_but_one(values):
         ("pt_after_val", "pt_after"),
     ],
 )
-def test_a_capture_that_is_spoiled_in_one_point_differs_in_it(array, point):
+def test_a_recording_that_is_spoiled_in_one_point_differs_in_it(array, point):
     call = next(call for call in calls() if call.name.endswith("(fork_child/mid/altwrite)") or call.events)
     assert not compare(call, replay(call, "cpu"))
     wrong = spoiled(call, array, last_but_one)
@@ -122,21 +122,21 @@ def test_renaming_is_one_to_one():
     assert not renaming.same(model, 8)  # one page of the model is not two of the kernel
     assert not renaming.same(model + 1, 7)  # nor two one
     assert renaming.same(9, 9)
-    assert not renaming.same(10, 11)  # what the capture showed keeps its name
+    assert not renaming.same(10, 11)  # what the recording showed keeps its name
     assert not renaming.same(model + 2, 9)
 
 
 def test_the_command_prints_counts_and_fails_on_a_difference(tmp_path):
-    good = CliRunner().invoke(app, ["verify", "--captures", str(FAULTS), "--backend", "cpu", "--jobs", "1"])
+    good = CliRunner().invoke(app, ["verify", "--loops", str(FAULTS), "--backend", "cpu", "--jobs", "1"])
     assert good.exit_code == 0, good.output
     assert "faults-6.1" in good.output
     assert "all reproduced" in good.output
     assert "exclusive_page" in good.output
-    arrays = dict(captures.load(FAULTS).arrays)
+    arrays = dict(loops.load(FAULTS).arrays)
     arrays["rc"] = arrays["rc"].copy()
     arrays["rc"][3] = -5
     np.savez(tmp_path / "wrong.npz", **arrays)
-    arguments = ["verify", "--captures", str(tmp_path), "--backend", "cpu", "--jobs", "1", "--json"]
+    arguments = ["verify", "--loops", str(tmp_path), "--backend", "cpu", "--jobs", "1", "--json"]
     bad = CliRunner().invoke(app, arguments)
     assert bad.exit_code == 1
     (family,) = json.loads(bad.stdout)["families"]

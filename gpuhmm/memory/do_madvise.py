@@ -9,16 +9,15 @@ from __future__ import annotations
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import NONE, PMD_SIZE, PROTNONE, A, D, Fault, P
-from gpuhmm.memory.fault.huge import split_huge_pmd
-from gpuhmm.memory.memory_failure import soft_poison_range
+from gpuhmm.memory.hwpoison import soft_poison_range
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
 from gpuhmm.memory.pages.page import PG_LAZYFREE, PG_SWAPCACHE
 from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
+from gpuhmm.memory.pmd_range import split_to_ptes, walk_pmd_range
 from gpuhmm.memory.vmscan import swap_out
-from gpuhmm.memory.zap import drop_entry, pmd_pieces, zap_page_range
+from gpuhmm.memory.zap import drop_entry, zap_page_range
+from gpuhmm.mm.entry import NONE, PROTNONE, A, D, P, swp_type_of
 from gpuhmm.mm.mmap_lock import write_locked
-from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_PFNMAP, VM_SHARED, Vma
 
 if TYPE_CHECKING:
@@ -82,18 +81,15 @@ def _madvise_free(mm: AddressSpace, vma: Vma, start: int, end: int) -> int:
     if not vma.is_anonymous or vma.flags & (VM_SHARED | VM_LOCKED | VM_PFNMAP):
         return -EINVAL
     with mm.subscriptions.invalidate_range(start, end):
-        for va, past in pmd_pieces(mm, start, end):
-            pmd = mm.entry(va, 2)
-            if not pmd & ~NONE:
-                continue
-            if mm.page_tables.row(va, 1) == NO_CHILD:
-                if past - va == PMD_SIZE:
-                    _free_huge_pmd(mm, vma, va, pmd)
+        for part in walk_pmd_range(mm, start, end):
+            if not part.is_table:
+                if part.is_whole:
+                    _free_huge_pmd(mm, vma, part.va, part.pmd)
                     continue
-                if not pmd & (P | PROTNONE) or not split_huge_pmd(Fault(mm, vma, va, 0)):
+                if not part.pmd & (P | PROTNONE) or not split_to_ptes(mm, vma, part.va):
                     continue
-            for at in range(va, past, 4096):
-                _free_pte(mm, vma, at)
+            for va in part.ptes:
+                _free_pte(mm, vma, va)
     return 0
 
 
@@ -108,7 +104,7 @@ def _free_pte(mm: AddressSpace, vma: Vma, va: int) -> None:
     if not pte & ~NONE:
         return
     if not pte & (P | PROTNONE):
-        if pte >> 59 < mm.kernel.max_swapfiles:
+        if swp_type_of(pte) < mm.kernel.max_swapfiles:
             mm.page_tables.set_entry(va, 1, 0)
             drop_entry(mm, vma, va, pte)
         return

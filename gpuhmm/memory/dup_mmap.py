@@ -11,26 +11,10 @@ from dataclasses import replace
 from errno import ENOMEM
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.fault.entry import (
-    DEVMAP,
-    NONE,
-    PFN,
-    PROTNONE,
-    PSE,
-    RW,
-    SWP_EXCLUSIVE,
-    UFFD_WP,
-    A,
-    D,
-    Fault,
-    P,
-    alloc_tables,
-    swp_offset,
-    swp_pfn,
-)
 from gpuhmm.memory.fault.huge import split_huge_pmd
 from gpuhmm.memory.fault.migration import is_migration_type
 from gpuhmm.memory.fault.swap import remove_device_exclusive_entry
+from gpuhmm.memory.fault.vm_fault import Fault, alloc_tables
 from gpuhmm.memory.mmap import exit_mmap
 from gpuhmm.memory.pages.page import PG_ANON
 from gpuhmm.memory.pages.rmap import (
@@ -41,12 +25,29 @@ from gpuhmm.memory.pages.rmap import (
     vm_normal_page,
 )
 from gpuhmm.memory.pages.swapfile import slot_of
-from gpuhmm.memory.zap import pmd_pieces
+from gpuhmm.memory.pmd_range import PmdPart, walk_pmd_range
+from gpuhmm.mm.entry import (
+    DEVMAP,
+    DIRTY,
+    NONE,
+    PROTNONE,
+    PSE,
+    RW,
+    SWP_EXCLUSIVE,
+    SWP_UFFD_WP,
+    UFFD_WP,
+    A,
+    D,
+    P,
+    pfn_of,
+    swp_offset,
+    swp_pfn,
+    swp_type_of,
+    swp_with_type,
+)
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_PROTECTION_PAGE
-from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_LOCKED, VM_MIXEDMAP, VM_PFNMAP, VM_SHARED, VM_UFFD_MISSING, VM_UFFD_WP, Vma
-from gpuhmm.mm.x86 import encode_swap
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
@@ -59,8 +60,6 @@ def fork(mm: AddressSpace) -> AddressSpace | int:
     Private pages become read-only in both: event PROTECTION_PAGE over each private area of the parent that
     has pages of its own, CLEAR over hugetlb ones.
     """
-    from gpuhmm.memory.space import AddressSpace
-
     memory = mm.memory
     root = memory.alloc_table()
     if root is None:
@@ -68,7 +67,7 @@ def fork(mm: AddressSpace) -> AddressSpace | int:
     for vma in [vma for vma in mm.vmas if vma.flags & VM_SHARED and vma.file is None]:
         mm.give_file(vma)
     dropped = VM_LOCKED | VM_UFFD_MISSING | VM_UFFD_WP
-    child = AddressSpace(
+    child = type(mm)(
         levels=mm.levels,
         root_pfn=root,
         vmas=[replace(vma, flags=vma.flags & ~dropped) for vma in mm.vmas],
@@ -97,10 +96,9 @@ def _copy_area(mm: AddressSpace, child: AddressSpace, vma: Vma) -> bool:
     if not vma.flags & (VM_PFNMAP | VM_MIXEDMAP) and not (private and _has_anon_pages(mm, vma)):
         return True  # faults will fill it in as well
     with _invalidation(mm, vma, private, MMU_NOTIFY_PROTECTION_PAGE):
-        for va, past in pmd_pieces(mm, vma.start, vma.end):
-            if not _copy_pmd(mm, child, vma, va, past, private):
-                return False
-    return True
+        return all(
+            _copy_pmd(mm, child, vma, part, private) for part in walk_pmd_range(mm, vma.start, vma.end)
+        )
 
 
 def _invalidation(mm: AddressSpace, vma: Vma, private: bool, event: int) -> AbstractContextManager[object]:
@@ -111,36 +109,31 @@ def _invalidation(mm: AddressSpace, vma: Vma, private: bool, event: int) -> Abst
 
 def _has_anon_pages(mm: AddressSpace, vma: Vma) -> bool:
     """True if the area has pages of its own, or had before they were swapped out (anon_vma)."""
-    for va, past in pmd_pieces(mm, vma.start, vma.end):
-        pmd = mm.entry(va, 2)
-        row = mm.page_tables.row(va, 1)
-        if row == NO_CHILD:
-            if pmd & ~NONE and not pmd & DEVMAP:
+    for part in walk_pmd_range(mm, vma.start, vma.end):
+        if not part.is_table:
+            if not part.pmd & DEVMAP:
                 return True
             continue
-        for at in range(va, past, 4096):
-            pte = int(mm.page_tables.leaf[row, at >> 12 & 511])
+        for va in part.ptes:
+            pte = int(mm.page_tables.leaf[part.row, va >> 12 & 511])
             if not pte & ~NONE:
                 continue
             if not pte & (P | PROTNONE):
                 return True
-            pfn = vm_normal_page(mm, vma, at, pte)
+            pfn = vm_normal_page(mm, vma, va, pte)
             if pfn is not None and mm.memory.pages.flags(pfn) & PG_ANON:
                 return True
     return False
 
 
-def _copy_pmd(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, past: int, private: bool) -> bool:
-    pmd = mm.entry(va, 2)
-    if not pmd & ~NONE:
-        return True
-    if mm.page_tables.row(va, 1) == NO_CHILD:
-        copied = _copy_huge_pmd(mm, child, vma, va, pmd)
+def _copy_pmd(mm: AddressSpace, child: AddressSpace, vma: Vma, part: PmdPart, private: bool) -> bool:
+    if not part.is_table:
+        copied = _copy_huge_pmd(mm, child, vma, part.va, part.pmd)
         if copied is not None:
             return copied
-    if not alloc_tables(child, va, 1):
+    if not alloc_tables(child, part.va, 1):
         return False
-    return all(_copy_pte(mm, child, vma, at, private) for at in range(va, past, 4096))
+    return all(_copy_pte(mm, child, vma, va, private) for va in part.ptes)
 
 
 def _copy_huge_pmd(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, pmd: int) -> bool | None:
@@ -173,7 +166,7 @@ def _copy_pte(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, private:
     if not pte & (P | PROTNONE):
         kernel = mm.kernel
         exclusive = (kernel.swp_device_exclusive_write, kernel.swp_device_exclusive_read)
-        if pte >> 59 not in exclusive:
+        if swp_type_of(pte) not in exclusive:
             return _copy_nonpresent_pte(mm, child, va, pte, private)
         remove_device_exclusive_entry(Fault(mm, vma, va, 0), pte)
         pte = mm.entry(va, 1)
@@ -201,13 +194,13 @@ def _copy_pinned(child: AddressSpace, vma: Vma, va: int, pte: int, pfn: int) -> 
     memory.pages.set_content(copy, memory.pages.content(pfn))
     page_add_new_anon_rmap(memory, copy, vma.index(va))
     vmf = Fault(child, vma, va, 0)
-    child.page_tables.set_entry(va, 1, vmf.maybe_mkwrite(copy << 12 | vmf.prot | 0x840))
+    child.page_tables.set_entry(va, 1, vmf.maybe_mkwrite(copy << 12 | vmf.prot | DIRTY))
     return True
 
 
 def _copy_nonpresent_pte(mm: AddressSpace, child: AddressSpace, va: int, pte: int, private: bool) -> bool:
     memory, kernel = mm.memory, mm.kernel
-    swp_type = pte >> 59
+    swp_type = swp_type_of(pte)
     if swp_type < kernel.max_swapfiles:
         slot = slot_of(swp_type, swp_offset(pte))
         memory.swap.adopt(slot, 1)
@@ -218,16 +211,16 @@ def _copy_nonpresent_pte(mm: AddressSpace, child: AddressSpace, va: int, pte: in
     elif swp_type in (kernel.swp_device_write, kernel.swp_device_read):
         page_try_dup_anon_rmap(memory, swp_pfn(mm, pte))
         if private and swp_type == kernel.swp_device_write:
-            pte = encode_swap(kernel.swp_device_read, swp_offset(pte)) | (pte & 0xE)
+            pte = swp_with_type(pte, kernel.swp_device_read)
     elif swp_type == kernel.swp_pte_marker:
         return True  # the child has no userfaultfd
     mm.page_tables.set_entry(va, 1, pte)
-    child.page_tables.set_entry(va, 1, pte & ~0x4)
+    child.page_tables.set_entry(va, 1, pte & ~SWP_UFFD_WP)
     return True
 
 
 def _readable_migration(mm: AddressSpace, entry: int) -> int:
-    return encode_swap(mm.kernel.swp_migration_read, swp_offset(entry & ~0xE)) | (entry & 0xE)
+    return swp_with_type(entry, mm.kernel.swp_migration_read)
 
 
 def _copy_hugetlb(mm: AddressSpace, child: AddressSpace, vma: Vma, private: bool) -> bool:
@@ -237,7 +230,7 @@ def _copy_hugetlb(mm: AddressSpace, child: AddressSpace, vma: Vma, private: bool
         if not entry & ~NONE:
             continue
         if entry & (P | PROTNONE):
-            pfn = ((entry if entry & P else ~entry) & PFN) >> 12
+            pfn = pfn_of(entry)
             if private:
                 entry &= ~RW
                 mm.page_tables.set_entry(va, level, entry)

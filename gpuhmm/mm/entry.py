@@ -116,12 +116,13 @@ def points_to_table(entry: int, level: int, huge_bits: int) -> bool:
 def encode_swap(swp_type: int, offset: int) -> int:
     """Return the entry of swap ``swp_type`` (5 bits) and ``offset`` (50 bits), for a PTE or a PMD.
 
-    ValueError for a type or an offset beyond that.  Source:
+    ValueError for a type or an offset beyond that, as for a type that a kernel's config lacks.  Source:
     arch/x86/include/asm/pgtable_64.h:__swp_entry (v5.18).
     """
     if not 0 <= swp_type < 32 or not 0 <= offset < 1 << 50:
         raise ValueError(
-            f"a swap type must be below 32 and an offset below 2^50 (got type {swp_type}, offset {offset:#x})"
+            f"a swap type must be below 32 and an offset below 2^50 (got type {swp_type}, offset {offset:#x}; "
+            "255 is a type that the kernel or its config lacks)"
         )
     return ((~offset << 14 & _ALL_ONES) >> 5) | swp_type << 59
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from gpuhmm.mm import x86
+
 #: No swap type has this number: a feature that a kernel or its config lacks.
 NO_TYPE = 255
 
 #: MAX_SWAPFILES_SHIFT is 5: numbers of swap types (include/linux/swap.h).
 _SWAP_TYPES = 32
-
-_PAGE_PSE = 1 << 7
-_PAGE_DIRTY = 1 << 6
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,11 @@ class KernelProfile:
     @property
     def huge_bits(self) -> int:
         """Bits of which a PMD or PUD that is a leaf has one: PSE, and DEVMAP where there is such a bit."""
-        return _PAGE_PSE | self.page_devmap
+        return int(x86.PAGE_PSE) | self.page_devmap
 
     def shadow_stack_bit(self, shstk: bool) -> int:
         """Return the bit that makes an entry writable without RW: D on a CPU with user shadow stacks."""
-        return _PAGE_DIRTY if shstk and self.user_shadow_stacks else 0
+        return int(x86.PAGE_DIRTY) if shstk and self.user_shadow_stacks else 0
 
     @property
     def hmm_pfn_flags(self) -> int:

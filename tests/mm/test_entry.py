@@ -43,7 +43,7 @@ def test_a_swap_entry_must_have_room(swp_type, offset):
 def test_what_stands_behind_an_upper_entry(level):
     # PSE is a page size at levels 2 and 3 only; DEVMAP is bit 58.
     for huge in (1 << 7, 1 << 58):
-        assert e.is_leaf(0x5067 | huge, level) == (level <= 3)
+        assert e.is_leaf(0x5067 | huge, level, 1 << 7 | 1 << 58) == (level <= 3)
         assert e.points_to_table(0x5067 | huge, level) == (level > 3)
     assert e.points_to_table(0x5067, level)
     assert not e.points_to_table(0x5066, level)

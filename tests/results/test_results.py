@@ -39,7 +39,7 @@ def test_words_and_runs_come_back(words, suffix, tmp_path):
         again = read_results(path)
         assert again.dtype == table.dtype
         assert np.array_equal(again, table)
-    assert np.array_equal(word_table_of_runs(halves), word_table(BASE, words))
+    assert np.array_equal(word_table_of_runs(halves, "v5.18"), word_table(BASE, words))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_written_is_said_first(words, tmp_path, monkeypatch):
     many = np.zeros(1, dtype=RUN_DTYPE)
     many["npages"] = 1 << 40
     with pytest.raises(ValueError, match="at most"):
-        word_table_of_runs([many])
+        word_table_of_runs([many], "v5.18")
     real = builtins.__import__
 
     def without(name, *rest):

@@ -11,7 +11,7 @@ from gpuhmm.check.difference import differences
 from gpuhmm.check.replay import recorded_outcome, replay
 
 DATA = Path(__file__).parent.parent / "data"
-CASES = sorted([*DATA.glob("core-*.npz"), *DATA.glob("rare-*.npz")])
+CASES = sorted(path for kind in ("core", "rare", "focus", "shstk") for path in DATA.glob(f"{kind}-*.npz"))
 FAULTLESS_LOOPS = DATA / "captures-6.1.npz"
 
 #: Files of the larger sets that are no recorded cases, by folder.

@@ -105,21 +105,15 @@ def test_the_time_runs_over_invalidations_and_anew_after_a_dropped_lock(backend,
     clock = itertools.count()
     monkeypatch.setattr("gpuhmm.hmm.unlocked.time.monotonic", lambda: next(clock))
     for answers, rounds in (((), 3), ((bits.VM_FAULT_RETRY,) * 4, 4 + 3)):
-        handler = Answers(*answers)
-        mm = anonymous(1, kernel="v7.3", faults=handler)
+        mm = anonymous(1, kernel="v7.3")
         range_ = range_of(mm, 1, default_flags=FAULT)
 
-        def again(mm=mm, range_=range_, handler=handler):
-            if not handler.answers:
-                range_.notifier.invalidate()
-                mm.set_entry(BASE, 1, 0) if mm.entry(BASE, 1) else None
-
         class Undone(Answers):
-            def handle_mm_fault(self, mm, vma, va, flags):
+            def handle_mm_fault(self, mm, vma, va, flags, notifier=range_.notifier):
                 result = super().handle_mm_fault(mm, vma, va, flags)
                 if not result:
                     mm.set_entry(va, 1, 0)
-                    range_.notifier.invalidate()
+                    notifier.invalidate()
                 return result
 
         mm.faults = Undone(*answers)

@@ -4,6 +4,7 @@ import numpy as np
 
 import gpuhmm
 from gpuhmm.check.fault_script import ImprovisedFaults, JournaledSpace
+from gpuhmm.mm.profile import kernel_profile
 
 
 def ask(case, make, call):
@@ -22,9 +23,9 @@ def ask(case, make, call):
 def runs_and_words(case, backend):
     """Assert that both answers are the same, with the same calls on the way."""
     options = {"default_flags": case.default_flags, "dev_private_owner": case.dev_private_owner}
-    # Runs have no input words whose bits could be kept.
-    kept = np.uint64(gpuhmm.PROFILES[case.kernel].hmm_pfn_sticky)
-    unwritten = np.full(case.npages, 0xFFFF_FFFF_FFFF_FFFF, dtype=np.uint64) & ~kept
+    kernel = kernel_profile(case.kernel)
+    # Without the bits that a word keeps of its input: runs have no input.
+    unwritten = np.full(case.npages, 0xFFFF_FFFF_FFFF_FFFF & ~kernel.hmm_pfn_sticky, dtype=np.uint64)
 
     def words(notifier, seq):
         return gpuhmm.HmmRange(notifier, case.start, case.end, unwritten.copy(), notifier_seq=seq, **options)
@@ -37,11 +38,11 @@ def runs_and_words(case, backend):
     assert got == ret, case.name
     if ret is None:
         return
-    expanded = gpuhmm.expand_runs(request.runs, case.kernel)
+    expanded = gpuhmm.expand_runs(request.runs, kernel)
     written = range_.hmm_pfns if ret == 0 else range_.hmm_pfns[: len(expanded)]
     assert np.array_equal(expanded, written), case.name
     assert (range_.hmm_pfns[len(expanded) :] == unwritten[len(expanded) :]).all(), case.name
-    assert np.array_equal(request.runs, gpuhmm.runs_of_words(case.start, expanded, case.kernel)), case.name
+    assert np.array_equal(request.runs, gpuhmm.runs_of_words(case.start, expanded, kernel)), case.name
     assert range_.stats == request.stats, case.name
     for left, right in zip(mm.journal(), same_mm.journal(), strict=True):
         assert np.array_equal(left, right), case.name

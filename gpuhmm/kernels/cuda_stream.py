@@ -149,5 +149,7 @@ stream_asked_kernel = cuda.jit(stream_asked)
 #: Every kernel with the numba types of its arguments, for the compile gate.
 KERNELS = {
     stream_kernel: "uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1",
-    stream_asked_kernel: ("uint64, uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1, Array1"),
+    stream_asked_kernel: (
+        "uint64, uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1, Array1"
+    ),
 }

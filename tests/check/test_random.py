@@ -11,6 +11,7 @@ from gpuhmm.check.difference import differences
 from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
 from gpuhmm.kernels.paths import PATHS
+from gpuhmm.mm.profile import PROFILES
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -31,9 +32,11 @@ def test_cpu_on_one_thread_and_on_several_gives_the_same(monkeypatch, parallel_f
 
 
 def test_random_cases_meet_every_outcome():
-    outcomes = [replay(random_case(random.Random(seed), ""), "reference") for seed in range(300)]
+    cases = [random_case(random.Random(seed), "") for seed in range(300)]
+    assert {case.kernel for case in cases} == set(PROFILES)
+    outcomes = [replay(case, "reference") for case in cases]
     returned = {outcome.ret for outcome in outcomes}
-    assert returned == {0, -1, -14, -16}
+    assert returned == {0, -1, -12, -14, -16}
     kinds = np.unique(np.concatenate([outcome.events[:, 0] for outcome in outcomes]))
     assert kinds.tolist() == [1, 2, 3, 4]
     assert sum(outcome.ret == 0 and len(outcome.events) > 0 for outcome in outcomes) > 10

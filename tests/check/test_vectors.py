@@ -32,7 +32,9 @@ def test_the_recorded_cases_are_all_here():
 
 
 def test_only_the_shadow_stack_files_are_of_a_cpu_that_has_them():
-    assert [path.stem.startswith("shstk") for path in CASES] == [vectors.load(path)[0].shstk for path in CASES]
+    assert [path.stem.startswith("shstk") for path in CASES] == [
+        vectors.load(path)[0].shstk for path in CASES
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gpuhmm.mm import entry as e
 from gpuhmm.mm import x86
+from gpuhmm.mm.profile import PROFILES
 
 #: Every bit of an entry has a say somewhere: any 64 of them.
 ENTRIES = st.integers(0, (1 << 64) - 1)
@@ -41,10 +42,13 @@ def test_a_swap_entry_must_have_room(swp_type, offset):
 
 @pytest.mark.parametrize("level", [2, 3, 4, 5])
 def test_what_stands_behind_an_upper_entry(level):
-    # PSE is a page size at levels 2 and 3 only; DEVMAP is bit 58.
-    for huge in (1 << 7, 1 << 58):
-        assert e.is_leaf(0x5067 | huge, level, 1 << 7 | 1 << 58) == (level <= 3)
-        assert e.points_to_table(0x5067 | huge, level) == (level > 3)
-    assert e.points_to_table(0x5067, level)
-    assert not e.points_to_table(0x5066, level)
+    # PSE is a page size at levels 2 and 3 only; DEVMAP, bit 58 or 57, where the kernel has it.
+    for kernel, devmap in (("v6.1", 1 << 58), ("v6.12", 1 << 57), ("v6.17", 0)):
+        huge_bits = PROFILES[kernel].huge_bits
+        assert huge_bits == 1 << 7 | devmap
+        for huge in (1 << 7, devmap or 1 << 7):
+            assert e.is_leaf(0x5067 | huge, level, huge_bits) == (level <= 3)
+            assert e.points_to_table(0x5067 | huge, level, huge_bits) == (level > 3)
+        assert e.points_to_table(0x5067 | (1 << 58 | 1 << 57) & ~devmap, level, huge_bits)
+        assert not e.points_to_table(0x5066, level, huge_bits)
     assert e.table_pfn(0x8000_0000_0000_5067) == 5

@@ -113,3 +113,17 @@ def test_only_what_is_compiled_is_imported_late():
         if where == "function" and module not in compiled | {LATE} and not importer.startswith(LATE_IMPORTERS)
     ]
     assert not late, "\n".join(late)
+
+
+def test_no_name_of_a_package_hides_a_module_of_it():
+    hidden = []
+    for package, path in MODULES.items():
+        if path.name == "__init__.py":
+            bound = []
+            for node in ast.parse(path.read_text()).body:
+                if not isinstance(node, ast.ImportFrom):
+                    bound.append(getattr(node, "name", ""))
+                elif node.module != package:  # else the name is bound to the module itself
+                    bound += [alias.asname or alias.name for alias in node.names]
+            hidden += [f"{package}.{name}" for name in bound if f"{package}.{name}" in MODULES]
+    assert not hidden

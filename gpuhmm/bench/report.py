@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpuhmm.bench.timing import Row
 from gpuhmm.hmm.backends import BackendInfo
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 from gpuhmm.version import __version__
 
 _PACKAGES = ("numpy", "numba", "numba-cuda", "llvmlite")

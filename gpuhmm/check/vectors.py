@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gpuhmm.check.case import Case, Outcome
 from gpuhmm.mm.profile import PROFILES
 from gpuhmm.mm.tables import Words
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 
 #: Ragged arrays and their columns (0: one value a row); rows offsets[i] to offsets[i + 1] are case i's.
 _RAGGED = {

@@ -80,7 +80,7 @@ def _write(rows: list[Row], out: Path, how: str) -> None:
     from gpuhmm.coalesce.validate.report import markdown, values
     from gpuhmm.results.columns import table_of
     from gpuhmm.results.files import write_results
-    from gpuhmm.results.whole_file import whole_file
+    from gpuhmm.results.partial_file import whole_file
 
     if out.suffix.lower() == ".md":
         with whole_file(out) as partial:

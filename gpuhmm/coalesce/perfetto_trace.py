@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gpuhmm.coalesce.access import ACCESS_NAMES
 from gpuhmm.coalesce.run import CoalesceRun
 from gpuhmm.coalesce.timeline import MARKS
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 
 #: Faults of one run that are drawn as instants, if nothing else is said.
 MAX_FAULTS = 100_000

@@ -23,7 +23,7 @@ from gpuhmm.coalesce.experiment import Experiment
 from gpuhmm.errors import LivelockError
 from gpuhmm.results.columns import table_of
 from gpuhmm.results.files import check_suffix, write_results
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 
 
 @dataclass(frozen=True)

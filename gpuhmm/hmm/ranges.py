@@ -93,12 +93,9 @@ class HmmRange:
     def _check_words(self) -> None:
         words = self.hmm_pfns
         if isinstance(words, np.ndarray):
-            dtype, shape, strides, writable = (
-                words.dtype,
-                words.shape,
-                words.strides if not words.flags.c_contiguous else None,
-                words.flags.writeable,
-            )
+            flags = words.flags
+            dtype, shape, writable = words.dtype, words.shape, flags.writeable
+            strides = None if flags.c_contiguous else words.strides
         elif hasattr(words, "__cuda_array_interface__"):
             interface = words.__cuda_array_interface__
             dtype, shape = np.dtype(interface["typestr"]), interface["shape"]
@@ -122,12 +119,17 @@ def check_fields(request: Any) -> None:
     """Raise unless notifier, bounds and flags of an ``HmmRange`` or its like may be used."""
     if not isinstance(request.notifier, MmuIntervalNotifier):
         raise TypeError(f"notifier must come from AddressSpace.notifier() (got {request.notifier!r})")
-    for name in ("start", "end", "notifier_seq", "default_flags", "pfn_flags_mask", "dev_private_owner"):
-        value = int(getattr(request, name))
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"{name} must fit in 64 unsigned bits (got {value:#x})")
-        if name in vars(request):
-            setattr(request, name, value)  # a NumPy scalar would be slow, and wrap
+    numbers = (
+        request.start,
+        request.end,
+        request.notifier_seq,
+        request.default_flags,
+        request.pfn_flags_mask,
+        request.dev_private_owner,
+    )
+    # Every call asks this again, of fields that hardly ever changed: a few operations for all of them.
+    if {*map(type, numbers)} != {int} or min(numbers) < 0 or max(numbers) >= 1 << 64:
+        _check_numbers(request)
     start, end = request.start, request.end
     if start % 4096 or end % 4096:
         raise ValueError(f"start and end must be page aligned (got {start:#x}, {end:#x})")
@@ -135,3 +137,13 @@ def check_fields(request: Any) -> None:
         raise ValueError(f"start must not lie above end (got {start:#x}, {end:#x})")
     if end > request.notifier.mm.task_size:
         raise ValueError(f"end must not exceed {request.notifier.mm.task_size:#x} (got {end:#x})")
+
+
+def _check_numbers(request: Any) -> None:
+    """Make the numbers of a request Python's own, and raise for one that 64 unsigned bits cannot hold."""
+    for name in ("start", "end", "notifier_seq", "default_flags", "pfn_flags_mask", "dev_private_owner"):
+        value = int(getattr(request, name))
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} must fit in 64 unsigned bits (got {value:#x})")
+        if name in vars(request):
+            setattr(request, name, value)  # a NumPy scalar would be slow, and wrap

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 
 #: What a picture can be written as; each with the metadata without which it would hold the date.
 _UNDATED: dict[str, dict[str, None] | None] = {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gpuhmm.hmm.runs import RUN_DTYPE, expand_runs
 from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.results import parquet
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 
 #: What can be written, and what each suffix means.
 SUFFIXES = {

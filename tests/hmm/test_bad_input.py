@@ -139,11 +139,31 @@ def test_bad_ranges(overrides, message):
         range_of(anonymous(4), **overrides)
 
 
-def test_a_range_that_was_spoiled_later_is_refused_by_the_call():
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hmm_pfns", np.zeros(3, dtype=np.uint64), "one word a page"),
+        ("hmm_pfns", READ_ONLY, "writable"),
+        ("end", BASE + 4 * 4096 + 8, "page aligned"),
+        ("notifier_seq", -1, "64 unsigned bits"),
+        ("default_flags", 1 << 64, "64 unsigned bits"),
+        ("dev_private_owner", np.int64(-5), "64 unsigned bits"),
+        ("notifier", None, "must come from AddressSpace.notifier"),
+    ],
+)
+def test_a_range_that_was_spoiled_later_is_refused_by_the_call(name, value, message):
     range_ = range_of(anonymous(4))
-    range_.hmm_pfns = np.zeros(3, dtype=np.uint64)
-    with pytest.raises(ValueError, match="one word a page"):
+    setattr(range_, name, value)
+    with pytest.raises((ValueError, TypeError), match=message):
         gpuhmm.hmm_range_fault(range_, backend="reference")
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    range_ = range_of(anonymous(4), np.uint64(BASE), default_flags=np.uint64(1 << 63))
+    range_.pfn_flags_mask = np.uint64(3 << 62)
+    range_.check()
+    assert (type(range_.start), type(range_.default_flags), type(range_.pfn_flags_mask)) == (int, int, int)
+    assert (range_.start, range_.default_flags, range_.pfn_flags_mask) == (BASE, 1 << 63, 3 << 62)
 
 
 def test_unknown_back_end():

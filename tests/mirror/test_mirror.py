@@ -1,6 +1,7 @@
 """The mirror itself: its page table, range sizes, counters, refusals, and coherence under threads."""
 
 import errno
+import math
 import random
 import threading
 import time
@@ -182,26 +183,45 @@ def test_a_device_whose_memory_runs_out(process):
     assert mirror.migrate_to_device(at + 156 * PAGE, at + 256 * PAGE).cpages == 100
 
 
-def test_a_range_that_never_settles_times_out(backend):
-    class Endless:
-        def handle_mm_fault(self, mm, vma, va, flags):
-            with mm.subscriptions.invalidate_range(va, va + PAGE):
-                mm.make_tables(va, 1)
-                mm.set_entry(va, 1, 0x5067)
+class Invalidating:
+    """Maps a page and takes it away again for as often as it is told, after a while each time."""
+
+    def __init__(self, times, seconds):
+        self.times = times
+        self.seconds = seconds
+
+    def handle_mm_fault(self, mm, vma, va, flags):
+        time.sleep(self.seconds)
+        self.times -= 1
+        with mm.subscriptions.invalidate_range(va, va + PAGE):
+            mm.make_tables(va, 1)
+            mm.set_entry(va, 1, 0x5067)
+            if self.times >= 0:
                 mm.set_entry(va, 1, 0)
-            return 0
+        return 0
 
-        def migration_entry_wait(self, mm, va, level):
-            raise AssertionError("no migration here")
+    def migration_entry_wait(self, mm, va, level):
+        raise AssertionError("no migration here")
 
+
+def test_a_range_that_never_settles_times_out(backend):
     made = Process("v6.1", backend)
-    made.mm.faults = Endless()
+    made.mm.faults = Invalidating(times=math.inf, seconds=0)
     at = made.mmap(1)
     mirror = made.mirror_of(made.mm, timeout_ms=20)
     began = time.monotonic()
     assert mirror.read(at, at + PAGE).ret == -errno.EBUSY
     assert time.monotonic() - began >= 0.02
     assert mirror.counters.retries == mirror.counters.calls > 1
+
+
+def test_a_first_walk_longer_than_the_timeout_is_tried_again(backend):
+    made = Process("v6.1", backend)
+    made.mm.faults = Invalidating(times=0, seconds=0.03)  # mapped at once, but the sequence is stale
+    at = made.mmap(1)
+    mirror = made.mirror_of(made.mm, timeout_ms=1)
+    assert mirror.read(at, at + PAGE).ret == 0
+    assert (mirror.counters.calls, mirror.counters.retries) == (2, 1)
 
 
 def test_a_busy_driver_refuses_what_may_not_block(process):

@@ -11,7 +11,7 @@ from gpuhmm.coalesce.device.config import WARP_LANES
 from gpuhmm.coalesce.device.program import OP_WAITS, Program
 from gpuhmm.coalesce.patterns.grid import offsets
 from gpuhmm.coalesce.patterns.parameters import flag, whole
-from gpuhmm.coalesce.patterns.workload import Arrays, Workload
+from gpuhmm.coalesce.patterns.program_areas import Arrays, Workload
 from gpuhmm.kernels.compile_cache import cached
 
 #: Accesses that a search may have: pages of all lanes apart need that much memory.

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from gpuhmm.coalesce.device.program import OP_WAITS
 from gpuhmm.coalesce.patterns.grid import Kernel, program, read, write
 from gpuhmm.coalesce.patterns.parameters import power, whole
+from gpuhmm.coalesce.patterns.program_areas import Arrays, Workload
 from gpuhmm.coalesce.patterns.rows import run
-from gpuhmm.coalesce.patterns.workload import Arrays, Workload
 
 _ELEMENT = 8
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpuhmm.coalesce.patterns import graphs, multigrid, stencils, streaming, tiles, transforms
-from gpuhmm.coalesce.patterns.workload import Workload
+from gpuhmm.coalesce.patterns.program_areas import Workload
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from gpuhmm.coalesce.device.program import OP_WAITS
 from gpuhmm.coalesce.patterns.grid import Kernel, program, read, write
 from gpuhmm.coalesce.patterns.parameters import whole
+from gpuhmm.coalesce.patterns.program_areas import Arrays, Workload
 from gpuhmm.coalesce.patterns.rows import line_of, run
-from gpuhmm.coalesce.patterns.workload import Arrays, Workload
 
 
 def jacobi2d(n: int = 2048, element: int = 4, sweeps: int = 2, rows: int = 8) -> Workload:

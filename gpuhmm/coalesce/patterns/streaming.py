@@ -8,8 +8,8 @@ from gpuhmm.coalesce.access import ACCESS_PREFETCH
 from gpuhmm.coalesce.device.config import WARP_LANES
 from gpuhmm.coalesce.patterns.grid import Kernel, Step, program, read, write
 from gpuhmm.coalesce.patterns.parameters import flag, whole
+from gpuhmm.coalesce.patterns.program_areas import Arrays, Workload
 from gpuhmm.coalesce.patterns.rows import line_of, run
-from gpuhmm.coalesce.patterns.workload import Arrays, Workload
 
 
 def vector_add(pages: int = 32, block: int = 32, prefetch: int = 0) -> Workload:

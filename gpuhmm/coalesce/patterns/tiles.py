@@ -9,7 +9,7 @@ from gpuhmm.coalesce.access import ACCESS_READ, ACCESS_WRITE
 from gpuhmm.coalesce.device.program import OP_BARRIER, OP_WAITS, Program
 from gpuhmm.coalesce.patterns.grid import offsets
 from gpuhmm.coalesce.patterns.parameters import whole
-from gpuhmm.coalesce.patterns.workload import Arrays, Workload
+from gpuhmm.coalesce.patterns.program_areas import Arrays, Workload
 from gpuhmm.kernels.compile_cache import cached
 
 #: Rows and columns of C that a block of 256 threads makes, the part of k that it loads at a time, and

@@ -6,8 +6,8 @@ import numpy as np
 
 from gpuhmm.coalesce.patterns.grid import Kernel, program, read, write
 from gpuhmm.coalesce.patterns.parameters import power, whole
+from gpuhmm.coalesce.patterns.program_areas import Arrays, Workload
 from gpuhmm.coalesce.patterns.rows import run
-from gpuhmm.coalesce.patterns.workload import Arrays, Workload
 
 #: Consecutive points that a block takes of each row of its pass: 128 bytes of them.
 _TOGETHER = 16

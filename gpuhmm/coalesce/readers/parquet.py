@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gpuhmm.coalesce.readers.lines import MAX_FAULTS
 from gpuhmm.coalesce.trace import COLUMNS, FaultTrace
 from gpuhmm.results.parquet import pyarrow
-from gpuhmm.results.whole_file import whole_file
+from gpuhmm.results.partial_file import whole_file
 
 #: What every file of Parquet begins and ends with.
 MAGIC = b"PAR1"

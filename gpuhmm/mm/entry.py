@@ -121,8 +121,9 @@ def encode_swap(swp_type: int, offset: int) -> int:
     """
     if not 0 <= swp_type < 32 or not 0 <= offset < 1 << 50:
         raise ValueError(
-            f"a swap type must be below 32 and an offset below 2^50 (got type {swp_type}, offset {offset:#x}; "
-            "255 is a type that the kernel or its config lacks)"
+            "a swap type must be below 32 and an offset below 2^50 "
+            f"(got type {swp_type}, offset {offset:#x}: "
+            "type 255 is one that the kernel or its config lacks)"
         )
     return ((~offset << 14 & _ALL_ONES) >> 5) | swp_type << 59
 

@@ -1,4 +1,7 @@
-"""What differs between kernels, rule by rule, on both sides of each: mm/hmm.c, mm/pagewalk.c of v5.18 to v7.3."""
+"""What differs between kernels, rule by rule, on both sides of each.
+
+Source: mm/hmm.c, mm/pagewalk.c (v5.18 to v7.3).
+"""
 
 from errno import EFAULT, EINVAL, ENOMEM
 
@@ -142,7 +145,7 @@ def test_somebody_elses_private_pmd_is_faulted_back(backend, kernel):
 
 
 def test_a_wave_after_a_stop_does_not_cut_a_private_pmd(backend):
-    """The walk restarts at page 100; 1024 pages on, where the next wave would begin, lies in the third PMD."""
+    """The walk restarts at page 100; 1024 pages on, where a wave would end, is in the third PMD."""
     mm = space("v6.18", 2048, faults=Answers())
     mm.map_pfns(BASE, np.arange(100, dtype=np.uint64))
     mm.map_pfns(BASE + MIB2, words(1 << 20), level=2)
@@ -208,7 +211,7 @@ STICKY = 7 << 58
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("request_", [0, FAULT])
 def test_words_keep_what_the_caller_mapped_from_v6_16_on(backend, kernel, request_):
-    """A PTE, a hole or its fault, a special page or an area's end, a huge page: each beside its input's bits."""
+    """Pages, a huge page and what lies behind the area: each next to the bits of its input."""
     kept = STICKY if kernel not in ("v5.18", "v6.1", "v6.12") else 0
     mm = space(kernel, 1024, faults=Answers())
     mm.map_pfns(BASE, np.arange(512, dtype=np.uint64))

@@ -44,7 +44,7 @@ def _size(case: Case) -> tuple[int, ...]:
         len(case.table_pfns),
         int(np.count_nonzero(case.hmm_pfns_in)),
         case.default_flags.bit_count() + case.pfn_flags_mask.bit_count(),
-        int(case.invalidate_after >= 0),
+        int(case.invalidate_after >= 0) + int(case.shstk),
     )
 
 
@@ -75,6 +75,7 @@ def _plainer(case: Case) -> Iterator[Case]:
     """Yield the case with one scalar made plain."""
     plain = {
         "invalidate_after": -1,
+        "shstk": False,
         "dev_private_owner": 0,
         "pfn_flags_mask": case.pfn_flags_mask & _REQUESTS,
         "default_flags": case.default_flags & _REQUESTS,

@@ -37,6 +37,13 @@ def test_recorded_and_random_cases_agree():
     ]
 
 
+def test_random_cases_may_be_of_one_kernel(broken, tmp_path):
+    result = run("--backend", broken, "--cases", 60, "--kernel", "v7.3", "--save", tmp_path)
+    assert result.exit_code == 1
+    assert {case.kernel for path in tmp_path.iterdir() for case in vectors.load(path)} == {"v7.3"}
+    assert run("--kernel", "v4.4").exit_code == 2
+
+
 def test_a_broken_back_end_is_found_explained_and_made_small(broken, tmp_path):
     result = run("--backend", broken, "--cases", 60, "--save", tmp_path)
     assert result.exit_code == 1

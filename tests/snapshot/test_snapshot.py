@@ -17,6 +17,7 @@ from gpuhmm.check.random_case import random_case
 from gpuhmm.errors import SnapshotError
 from gpuhmm.process import read_process, summarize
 from gpuhmm.snapshot import is_snapshot, load_snapshot, manifest, read_manifest, save_snapshot
+from gpuhmm.snapshot.parts import space_of_parts, space_parts
 
 POOLS = ("upper", "child", "leaf")
 
@@ -29,7 +30,7 @@ def assert_same_space(left, right):
     for one, other in zip(left.tables(), right.tables(), strict=True):
         assert np.array_equal(one, other)
     assert list(left.vmas) == list(right.vmas)
-    for name in ("levels", "root_pfn", "kernel", "zero_pfn", "huge_zero_pfn", "highest_memmap_pfn"):
+    for name in ("levels", "root_pfn", "kernel", "zero_pfn", "huge_zero_pfn", "highest_memmap_pfn", "shstk"):
         assert getattr(left, name) == getattr(right, name)
     assert np.array_equal(left.device_private, right.device_private)
 
@@ -47,6 +48,23 @@ def test_random_spaces_come_back_bit_for_bit(seed, tmp_path):
         gpuhmm.range_fault(mm, case.start, case.end, backend="cpu").hmm_pfns for mm in (space, loaded.space)
     ]
     assert np.array_equal(*seen)
+
+
+def test_a_kernel_of_another_config_comes_back(tmp_path):
+    kernel = gpuhmm.PROFILES["v6.12"].with_config(device_private=False)
+    save_snapshot(tmp_path / "saved", gpuhmm.AddressSpace(kernel=kernel, shstk=True))
+    assert_same_space(gpuhmm.AddressSpace(kernel=kernel, shstk=True), load_snapshot(tmp_path / "saved").space)
+
+
+def test_a_snapshot_that_names_its_kernel_by_swap_types_is_of_the_full_config():
+    """As they were saved while v5.18 and v6.1 were the only kernels; then without shstk."""
+    scalars, arrays = space_parts(gpuhmm.AddressSpace(kernel="v6.1"))
+    del scalars["shstk"]
+    scalars["kernel"] = {"name": "v6.1", "max_swapfiles": 22, "swp_hwpoison": 22, "swp_pfn_bits": [34, 40]}
+    assert space_of_parts(scalars, arrays).kernel is gpuhmm.PROFILES["v6.1"]
+    scalars["kernel"]["name"] = "v4.4"
+    with pytest.raises(SnapshotError, match=r"one of v5\.18, .*'v4\.4'"):
+        space_of_parts(scalars, arrays)
 
 
 def test_a_live_process_comes_back_bit_for_bit(tmp_path):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhmm.cli.parameters import address, number
+from gpuhmm.cli.parameters import address, kernel_name, number
 from gpuhmm.cli.source import (
     CR3_HELP,
     DUMP_HELP,
     END_HELP,
+    KERNEL_HELP,
     LEVELS_HELP,
     MAPS_HELP,
     START_HELP,
@@ -36,6 +37,7 @@ def capture(
     ] = None,
     levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
     maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
+    kernel: Annotated[str | None, typer.Option(parser=kernel_name, metavar="NAME", help=KERNEL_HELP)] = None,
     start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
     end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
@@ -50,7 +52,7 @@ def capture(
 
     messages = Console(stderr=True)
     pids = list(dict.fromkeys(pid or []))
-    common = Source(None, dump, None, cr3, levels, maps, start, end, stop)
+    common = Source(None, dump, None, cr3, levels, maps, start, end, stop, kernel)
     if dump is not None and pids:
         raise typer.BadParameter("one source at a time (got --pid and --dump)")
     if len(pids) > 1:
@@ -100,5 +102,6 @@ def _save(source: Source, out: Path, force: bool, messages: Console) -> None:
         f"{out}: {captured.title}, {len(captured.mappings)} mappings, "
         f"{sum(captured.resident)} pages of 4 KiB present, {len(tables.where)} tables"
     )
+    typer.echo(captured.walked_as)
     for note in captured.notes:
         typer.echo(f"note: {note}")

@@ -25,6 +25,10 @@ STOP_HELP = "Stop the process while it is read."
 DUMP_HELP = "A memory dump instead of a process: raw, ELF core or LiME."
 CR3_HELP = "CR3 of the process in the dump."
 LEVELS_HELP = "Levels of the dump's page tables, 4 or 5, if it does not say."
+KERNEL_HELP = (
+    "Walk as this kernel: v6.12, or v6.12:no-device-private,no-migration,no-memory-failure as its config "
+    "lacks these [default: the one that runs, or that the dump names]."
+)
 MAPS_HELP = "Mappings of the dump, in the form of /proc/PID/maps; else from its entries."
 
 
@@ -41,6 +45,7 @@ class Source:
     start: int | None = None
     end: int | None = None
     stop: bool = False
+    kernel: str | None = None
 
     def __post_init__(self) -> None:
         given = [
@@ -62,6 +67,8 @@ class Source:
                 raise typer.BadParameter(f"{' and '.join(wrong)} belong to --dump")
         if self.stop and (self.dump is not None or self.snapshot is not None):
             raise typer.BadParameter("--stop is for live processes")
+        if self.kernel is not None and self.snapshot is not None:
+            raise typer.BadParameter("--kernel is for processes and dumps: a snapshot keeps its kernel")
 
     @property
     def is_live(self) -> bool:
@@ -80,6 +87,7 @@ class Source:
                 self.cr3,
                 levels=self.levels,
                 maps=self.maps,
+                kernel=self.kernel,
                 start=self.start or 0,
                 end=self.end,
             )
@@ -88,7 +96,9 @@ class Source:
         who = os.getpid() if self.pid is None else self.pid
         held = stopped(who) if self.stop else contextlib.nullcontext()
         with held, _progress(messages) as progress:
-            return read_process(who, start=self.start or 0, end=self.end, progress=progress)
+            return read_process(
+                who, start=self.start or 0, end=self.end, kernel=self.kernel, progress=progress
+            )
 
     def _snapshot(self) -> Capture:
         from gpuhmm.capture import cut_capture

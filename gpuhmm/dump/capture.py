@@ -40,10 +40,11 @@ def read_dump(
     """Read the page tables below ``cr3`` out of a memory dump.
 
     ``source`` is a path or what :func:`gpuhmm.image.as_source` takes.  Mappings come from ``maps``, a file in
-    the form of /proc/PID/maps or smaps, or from ``vmas``, or are worked out from the entries.  The zero
-    pages are recognised in memory unless they are given.  ``kernel`` says whose tables they are; None
-    takes the release that the memory says (:func:`gpuhmm.dump.release_of`), with all options of its config.
-    ``[start, end)`` is the range of bytes that mappings are cut to.  ValueError and ImageError as :func:`gpuhmm.dump.load_tables` says.
+    the form of /proc/PID/maps or smaps, or from ``vmas``, or are worked out from the entries.  ``kernel``
+    says whose tables they are; None takes the release that the memory says
+    (:func:`gpuhmm.dump.release_of`), with all options of its config.  The zero pages are recognised in memory
+    unless they are given.  ``[start, end)`` is the range of bytes that mappings are cut to.  ValueError and
+    ImageError as :func:`gpuhmm.dump.load_tables` says, ValueError for an unknown kernel.
     """
     begun = time.perf_counter()
     if maps is not None and vmas is not None:

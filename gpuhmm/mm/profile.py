@@ -279,8 +279,8 @@ def kernel_profile(kernel: str | KernelProfile) -> KernelProfile:
     lacking = options.split(",") if colon else []
     if name not in PROFILES or not all(option in _LACKING for option in lacking):
         raise ValueError(
-            f"kernel must be a KernelProfile or one of {', '.join(PROFILES)}, which {', '.join(_LACKING)} may "
-            f"follow after a colon, with commas (got {kernel!r})"
+            f"kernel must be a KernelProfile or one of {', '.join(PROFILES)}, after which a colon and "
+            f"{', '.join(_LACKING)} may follow (got {kernel!r})"
         )
     found = PROFILES[name]
     return found.with_config(**{_LACKING[option]: False for option in lacking}) if lacking else found

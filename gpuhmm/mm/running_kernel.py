@@ -38,9 +38,10 @@ def choose_kernel(
 ) -> KernelChoice:
     """Return the newest profile that is not newer than ``release``, as ``config`` makes it.
 
-    ``release`` is as ``uname -r`` says it, None where it is not known; ``config`` holds the
-    CONFIG_OPTIONS, None where it is not known, and then they all count as set.  ``release_from`` and
-    ``config_from`` say in words where they are from.  ValueError for a release that does not begin with two numbers.
+    ``release`` is as ``uname -r`` says it, ``config`` as :func:`read_config` returns it, ``release_from``
+    and ``config_from`` say in words where they are from.  Where ``release`` is None, ASSUMED is taken; where
+    ``config`` is None, all options count as set.  ValueError for a release that does not begin with two
+    numbers.
     """
     profile, why = _by_release(release)
     why += f" ({release_from})" * bool(release_from)

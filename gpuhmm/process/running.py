@@ -19,6 +19,7 @@ from gpuhmm.mm.running_kernel import KernelChoice, choose_kernel, read_config
 from gpuhmm.process.pagemap import PM_PFN, PM_SWAP_OFFSET_SHIFT, PM_SWAP_TYPE, own_word
 
 _CONFIG_GZ = Path("/proc/config.gz")
+_BOOT = Path("/boot")
 _MADV_GUARD_INSTALL = 102
 
 
@@ -28,7 +29,7 @@ def running_kernel() -> KernelChoice:
     Where no config can be read, a guard page of our own is looked at, and what it shows is said.
     """
     release = platform.release()
-    for path in (_CONFIG_GZ, Path(f"/boot/config-{release}")):
+    for path in (_CONFIG_GZ, _BOOT / f"config-{release}"):
         config = _config_of(path)
         if config is not None:
             return choose_kernel(release, config, config_from=str(path))

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhmm.cli.parameters import address, kernel_name, number
+from gpuhmm.cli.parameters import address, number
 from gpuhmm.cli.source import (
     CR3_HELP,
     DUMP_HELP,
     END_HELP,
-    KERNEL_HELP,
     LEVELS_HELP,
     MAPS_HELP,
     START_HELP,
     STOP_HELP,
+    Kernel,
     Source,
 )
 
@@ -37,7 +37,7 @@ def capture(
     ] = None,
     levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
     maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
-    kernel: Annotated[str | None, typer.Option(parser=kernel_name, metavar="NAME", help=KERNEL_HELP)] = None,
+    kernel: Kernel = None,
     start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
     end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
@@ -52,7 +52,7 @@ def capture(
 
     messages = Console(stderr=True)
     pids = list(dict.fromkeys(pid or []))
-    common = Source(None, dump, None, cr3, levels, maps, start, end, stop, kernel)
+    common = Source(None, dump, None, cr3, levels, maps, start, end, stop, kernel=kernel)
     if dump is not None and pids:
         raise typer.BadParameter("one source at a time (got --pid and --dump)")
     if len(pids) > 1:

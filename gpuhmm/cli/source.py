@@ -7,14 +7,27 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gpuhmm.cli.parameters import kernel_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gpuhmm.capture import Capture
+
+#: The option of every command that walks what a kernel has or had.
+Kernel = Annotated[
+    str | None,
+    typer.Option(
+        parser=kernel_name,
+        metavar="NAME",
+        help="Walk as this kernel: v6.12, or v6.12:no-device-private,no-migration,no-memory-failure for "
+        "what its config lacks [default: the kernel that runs, or the one that the dump names].",
+    ),
+]
 
 #: Help of the options that every command with a source has.
 SNAPSHOT_HELP = "Folder of a snapshot, instead of a process."
@@ -25,10 +38,6 @@ STOP_HELP = "Stop the process while it is read."
 DUMP_HELP = "A memory dump instead of a process: raw, ELF core or LiME."
 CR3_HELP = "CR3 of the process in the dump."
 LEVELS_HELP = "Levels of the dump's page tables, 4 or 5, if it does not say."
-KERNEL_HELP = (
-    "Walk as this kernel: v6.12, or v6.12:no-device-private,no-migration,no-memory-failure as its config "
-    "lacks these [default: the one that runs, or that the dump names]."
-)
 MAPS_HELP = "Mappings of the dump, in the form of /proc/PID/maps; else from its entries."
 
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhmm.cli.parameters import address, kernel_name, number, one_of
+from gpuhmm.cli.parameters import address, number, one_of
 from gpuhmm.cli.source import (
     CR3_HELP,
     DUMP_HELP,
     END_HELP,
-    KERNEL_HELP,
     LEVELS_HELP,
     MAPS_HELP,
     PID_HELP,
     SNAPSHOT_HELP,
     START_HELP,
     STOP_HELP,
+    Kernel,
     Source,
 )
 from gpuhmm.cli.tables import print_table, width_of
@@ -48,7 +48,7 @@ def walk(
     cr3: Annotated[int | None, typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP)] = None,
     levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
     maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
-    kernel: Annotated[str | None, typer.Option(parser=kernel_name, metavar="NAME", help=KERNEL_HELP)] = None,
+    kernel: Kernel = None,
     start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
     end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     request: Annotated[
@@ -85,7 +85,7 @@ def walk(
         check_suffix(out)
     elif words:
         raise typer.BadParameter("--words belongs to --out")
-    source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop, kernel)
+    source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop, kernel=kernel)
     if watching is not None:
         if out is not None or request != "none":
             raise typer.BadParameter("--watch goes with neither --out nor --request")

@@ -14,6 +14,7 @@ from gpuhmm.mm.x86 import U64
 from gpuhmm.translation import translate_range
 
 #: linux_banner: the release, who compiled it with what, and when; one line and its end.
+_RELEASE = re.compile(r"\d+\.\d+[!-~]{0,64}")
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[!-~]{0,64}) \([^\0\n]{1,1024}\n\0")
 _LONGEST = 1200
 
@@ -26,9 +27,12 @@ _CHUNK_PAGES = 1 << 12
 def release_of(memory: MemorySource, tables: RawTables | None = None) -> tuple[str, str] | None:
     """Return the release and where it was found, in words; None where nothing says it.
 
-    The banner of the kernel's image, which ``tables`` lead to, else the first banner of the whole
-    memory, as far as it can be scanned.
+    VMCOREINFO counts first, then the banner of the kernel's own image, which ``tables``
+    lead to, then the first banner of the whole memory, if that can be scanned.
     """
+    said = memory.vmcoreinfo.get("OSRELEASE", "")
+    if _RELEASE.fullmatch(said):
+        return said, "OSRELEASE of VMCOREINFO"
     if tables is not None:
         found = _banner(_image(memory, tables))
         if found is not None:

@@ -1,7 +1,7 @@
 """The release of the machine whose memory we have: by the banner of its kernel, and what is walked by it."""
 
 import pytest
-from table_images import LEAF, TableImage
+from table_images import LEAF, TableImage, elf_core
 
 from gpuhmm.dump import load_tables, read_dump, release_of
 from gpuhmm.image import ReaderSource, open_image
@@ -17,7 +17,7 @@ BANNER = (
 
 
 def machine(banners=(), mapped=()):
-    """Return memory of 64 pages; ``banners`` are (address, release), ``mapped`` PFNs of the kernel's image."""
+    """Return memory of 64 pages; ``banners`` are (address, release), ``mapped`` PFNs of its image."""
     image = TableImage(64)
     image.set(BASE, 1, 5 << 12 | LEAF)
     for i, pfn in enumerate(mapped):
@@ -36,19 +36,18 @@ def saved(tmp_path, *args):
 
 
 def test_the_banner_of_the_mapped_image_counts_before_others(tmp_path):
-    # Physically the first is of another kernel: a log, say.  Reaches from one page into the next.
+    # Physically the first is of another kernel: a log, say.
     cr3, path = saved(tmp_path, [(30 << 12, b"5.10.0"), (40 << 12, b"6.12.118+deb13-amd64")], [50, 40])
     capture = read_dump(path, cr3)
     assert capture.space.kernel is PROFILES["v6.12"]
     assert capture.walked_as == (
-        "walked as v6.12 does: Linux 6.12.118+deb13-amd64 (banner of its image); DEVICE_PRIVATE, MIGRATION and "
-        "MEMORY_FAILURE are assumed, as its config is not known"
+        "walked as v6.12 does: Linux 6.12.118+deb13-amd64 (banner of its image); DEVICE_PRIVATE, MIGRATION "
+        "and MEMORY_FAILURE are assumed, as its config is not known"
     )
 
 
 def test_a_banner_may_reach_over_pages_that_lie_apart():
-    cr3, memory = machine([((40 << 12) - 40, b"6.17.13")], [])
-    memory = bytearray(memory)
+    memory = bytearray(machine([((40 << 12) - 40, b"6.17.13")])[1])
     # The page behind page 39 by address is page 44: move the rest of the banner there.
     memory[44 << 12 : 45 << 12] = memory[40 << 12 : 41 << 12]
     memory[40 << 12 : 41 << 12] = bytes(4096)
@@ -60,6 +59,26 @@ def test_a_banner_may_reach_over_pages_that_lie_apart():
     tables_end = image.next << 12
     memory[:tables_end] = image.bytes()[:tables_end]
     assert release_of(source, load_tables(source, image.cr3)) == ("6.17.13", "banner of its image")
+
+
+@pytest.mark.parametrize(
+    ("vmcoreinfo", "release"),
+    [
+        (b"OSRELEASE=6.17.0-41-generic\nBUILD-ID=1\nPAGESIZE=4096\n", "6.17.0-41-generic"),
+        (b"PAGESIZE=4096\nOSRELEASE=7.3.4\n", "7.3.4"),
+        (b"PAGESIZE=4096\nXOSRELEASE=7.3.4\nOSRELEASE=\n", "6.12.118"),
+        (b"OSRELEASE=linux\n", "6.12.118"),
+        (None, "6.12.118"),
+    ],
+)
+def test_vmcoreinfo_of_a_core_counts_before_a_banner(tmp_path, vmcoreinfo, release):
+    cr3, memory = machine([(30 << 12, b"6.12.118")], [30])
+    (tmp_path / "core").write_bytes(elf_core([(0, memory)], [cr3], vmcoreinfo=vmcoreinfo))
+    with open_image(tmp_path / "core") as opened:
+        assert opened.cr3s == (cr3,)
+        where = "first banner in memory" if release == "6.12.118" else "OSRELEASE of VMCOREINFO"
+        assert release_of(opened) == (release, where)
+    assert f"Linux {release} (" in read_dump(tmp_path / "core").walked_as
 
 
 def test_without_the_image_the_first_banner_in_memory_counts(tmp_path):

@@ -31,6 +31,7 @@ def capture_of_space(
     source: str,
     notes: list[str],
     origin: dict[str, Any],
+    kernel_why: str = "",
     start: int = 0,
     end: int | None = None,
     seconds: float = 0.0,
@@ -61,6 +62,7 @@ def capture_of_space(
         seconds=seconds,
         origin=origin,
         source=source,
+        kernel_why=kernel_why,
         notes=notes,
     )
 

@@ -57,7 +57,8 @@ class Capture:
     ``windows_with_swap`` those of them with entries that are not present.  ``pfns_real`` is false where
     the kernel hid them and they are numbers of ours.  ``write_rule`` says where the write bit comes from.
     ``source`` says in words what was read, and is empty for a process that was read just now; ``origin``
-    says it for machines.  ``process`` is None where no live process was read.
+    says it for machines.  ``kernel_why`` says in words why ``space`` has the kernel that it has, and is empty
+    where nobody chose one.  ``process`` is None where no live process was read.
     """
 
     space: AddressSpace
@@ -72,8 +73,14 @@ class Capture:
     seconds: float
     origin: dict[str, Any]
     source: str = ""
+    kernel_why: str = ""
     notes: list[str] = field(default_factory=list)
     process: LiveProcess | None = None
+
+    @property
+    def walked_as(self) -> str:
+        """Whose walk it is and why, in words."""
+        return f"walked as {self.space.kernel.title} does" + (f": {self.kernel_why}" * bool(self.kernel_why))
 
     @property
     def title(self) -> str:

@@ -67,6 +67,8 @@ class CaptureSummary:
     source: str
     kernel: str | None
     profile: str
+    profile_lacks: list[str]
+    walked_as: str
     start: int
     end: int
     request: str
@@ -116,6 +118,8 @@ def summary_of(capture: Capture, walk: CaptureWalk, *, stopped: bool = False) ->
         **_of_process(capture.process, stopped),
         source=capture.source,
         profile=capture.space.kernel.name,
+        profile_lacks=capture.space.kernel.lacks,
+        walked_as=capture.walked_as,
         start=capture.start,
         end=capture.end,
         request=walk.request,

@@ -17,6 +17,7 @@ from gpuhmm.cli.source import (
     MAPS_HELP,
     START_HELP,
     STOP_HELP,
+    Kernel,
     Source,
 )
 
@@ -36,6 +37,7 @@ def capture(
     ] = None,
     levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
     maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
+    kernel: Kernel = None,
     start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
     end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
@@ -50,7 +52,7 @@ def capture(
 
     messages = Console(stderr=True)
     pids = list(dict.fromkeys(pid or []))
-    common = Source(None, dump, None, cr3, levels, maps, start, end, stop)
+    common = Source(None, dump, None, cr3, levels, maps, start, end, stop, kernel=kernel)
     if dump is not None and pids:
         raise typer.BadParameter("one source at a time (got --pid and --dump)")
     if len(pids) > 1:
@@ -100,5 +102,6 @@ def _save(source: Source, out: Path, force: bool, messages: Console) -> None:
         f"{out}: {captured.title}, {len(captured.mappings)} mappings, "
         f"{sum(captured.resident)} pages of 4 KiB present, {len(tables.where)} tables"
     )
+    typer.echo(captured.walked_as)
     for note in captured.notes:
         typer.echo(f"note: {note}")

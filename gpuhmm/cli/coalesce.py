@@ -13,6 +13,7 @@ import typer
 
 from gpuhmm.cli.coalesce_list import print_list
 from gpuhmm.cli.outputs import check_outputs
+from gpuhmm.cli.parameters import kernel_name
 
 if TYPE_CHECKING:
     from gpuhmm.coalesce.experiment import Experiment
@@ -48,7 +49,9 @@ def coalesce(
     layout: Annotated[
         str, typer.Option(help="What the memory is before, as gpuhmm faults has it.")
     ] = "written",
-    kernel: Annotated[str, typer.Option(help="Whose rules: v5.18 or v6.1.")] = "v6.1",
+    kernel: Annotated[
+        str, typer.Option(parser=kernel_name, metavar="NAME", help="Whose rules: v5.18 to v7.3.")
+    ] = "v6.1",
     costs: Annotated[str, typer.Option(help="The cost model, by name.")] = "sc21-titan-v",
     cost: Annotated[list[str] | None, typer.Option(metavar="STEP=NS", help=_COST)] = None,
     cpu: Annotated[str | None, typer.Option(metavar="OPERATION:PER_MS[:PAGES]", help=_CPU)] = None,

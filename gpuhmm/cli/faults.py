@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuhmm.cli.parameters import kernel_name
 from gpuhmm.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def faults(
     whole_ranges: Annotated[
         bool, typer.Option("--whole-ranges", help="Ask for every page of a range, not for the touched ones.")
     ] = False,
-    kernel: Annotated[str, typer.Option(help="Whose rules: v5.18 or v6.1.")] = "v6.1",
+    kernel: Annotated[
+        str, typer.Option(parser=kernel_name, metavar="NAME", help="Whose rules: v5.18 to v7.3.")
+    ] = "v6.1",
     backend: Annotated[str, typer.Option(help="What walks: cpu, reference, cuda or auto.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Seed of random:N.")] = 0,
     picture: Annotated[

@@ -50,7 +50,7 @@ def _snapshot(path: Path, verify: bool) -> dict[str, Any]:
         "written_by": f"gpuhmm {manifest.gpuhmm}",
         "checksums": "all fit" if verify else "not checked",
         "origin": loaded.origin,
-        "kernel": space.kernel.name,
+        "kernel": space.kernel.title,
         "levels": space.levels,
         "cr3": f"{space.root_pfn << 12:#x}",
         "tables": len(space.page_tables.where),
@@ -59,19 +59,22 @@ def _snapshot(path: Path, verify: bool) -> dict[str, Any]:
     }
     if loaded.capture is not None:
         found["pages_present"] = sum(loaded.capture.resident)
+        found["kernel_why"] = loaded.capture.kernel_why or "not said"
         found["notes"] = loaded.capture.notes
     return found
 
 
 def _dump(path: Path) -> dict[str, Any]:
-    from gpuhmm.dump import find_roots
+    from gpuhmm.dump import find_roots, release_of
     from gpuhmm.image import open_image
 
     with open_image(path) as image:
         roots = find_roots(image)
+        release = release_of(image)
         return {
             "dump": str(path),
             **{name: value for name, value in image.describe().items() if name not in ("memory", "path")},
+            "kernel_release": "not found" if release is None else f"{release[0]} ({release[1]})",
             "cr3_of_processors": [f"{cr3:#x}" for cr3 in image.cr3s],
             "levels": image.levels if image.levels is not None else "not said",
             "cr3_candidates": [

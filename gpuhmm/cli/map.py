@@ -18,6 +18,7 @@ from gpuhmm.cli.source import (
     SNAPSHOT_HELP,
     START_HELP,
     STOP_HELP,
+    Kernel,
     Source,
 )
 from gpuhmm.hmm.backends import BACKENDS
@@ -33,6 +34,7 @@ def draw_map(
     cr3: Annotated[int | None, typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP)] = None,
     levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
     maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
+    kernel: Kernel = None,
     start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
     end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     strips: Annotated[int, typer.Option(min=1, max=100, help="Stretches that are shown at most.")] = 24,
@@ -54,7 +56,7 @@ def draw_map(
 
     picture_suffix(out)
     messages = Console(stderr=True)
-    capture = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop).read(messages)
+    capture = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop, kernel=kernel).read(messages)
     with messages.status("walking and drawing"):
         walk = walk_capture(capture, backend=backend)
         shown = strips_of(capture, walk, max_strips=strips)

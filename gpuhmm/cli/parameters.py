@@ -26,6 +26,17 @@ def number(text: str) -> int:
     return value
 
 
+def kernel_name(text: str) -> str:
+    """Return the name of a kernel that there is a profile of, which may say what its config lacks."""
+    from gpuhmm.mm.profile import kernel_profile
+
+    try:
+        kernel_profile(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Return a parser that lets only ``choices`` through."""
 

@@ -7,14 +7,27 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gpuhmm.cli.parameters import kernel_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gpuhmm.capture import Capture
+
+#: The option of every command that walks what a kernel has or had.
+Kernel = Annotated[
+    str | None,
+    typer.Option(
+        parser=kernel_name,
+        metavar="NAME",
+        help="Walk as this kernel: v6.12, or v6.12:no-device-private,no-migration,no-memory-failure for "
+        "what its config lacks [default: the kernel that runs, or the one that the dump names].",
+    ),
+]
 
 #: Help of the options that every command with a source has.
 SNAPSHOT_HELP = "Folder of a snapshot, instead of a process."
@@ -41,6 +54,7 @@ class Source:
     start: int | None = None
     end: int | None = None
     stop: bool = False
+    kernel: str | None = None
 
     def __post_init__(self) -> None:
         given = [
@@ -62,6 +76,8 @@ class Source:
                 raise typer.BadParameter(f"{' and '.join(wrong)} belong to --dump")
         if self.stop and (self.dump is not None or self.snapshot is not None):
             raise typer.BadParameter("--stop is for live processes")
+        if self.kernel is not None and self.snapshot is not None:
+            raise typer.BadParameter("--kernel is for processes and dumps: a snapshot keeps its kernel")
 
     @property
     def is_live(self) -> bool:
@@ -80,6 +96,7 @@ class Source:
                 self.cr3,
                 levels=self.levels,
                 maps=self.maps,
+                kernel=self.kernel,
                 start=self.start or 0,
                 end=self.end,
             )
@@ -88,7 +105,9 @@ class Source:
         who = os.getpid() if self.pid is None else self.pid
         held = stopped(who) if self.stop else contextlib.nullcontext()
         with held, _progress(messages) as progress:
-            return read_process(who, start=self.start or 0, end=self.end, progress=progress)
+            return read_process(
+                who, start=self.start or 0, end=self.end, kernel=self.kernel, progress=progress
+            )
 
     def _snapshot(self) -> Capture:
         from gpuhmm.capture import cut_capture

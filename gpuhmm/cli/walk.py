@@ -22,6 +22,7 @@ from gpuhmm.cli.source import (
     SNAPSHOT_HELP,
     START_HELP,
     STOP_HELP,
+    Kernel,
     Source,
 )
 from gpuhmm.cli.tables import print_table, width_of
@@ -47,6 +48,7 @@ def walk(
     cr3: Annotated[int | None, typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP)] = None,
     levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
     maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
+    kernel: Kernel = None,
     start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
     end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
     request: Annotated[
@@ -83,7 +85,7 @@ def walk(
         check_suffix(out)
     elif words:
         raise typer.BadParameter("--words belongs to --out")
-    source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop)
+    source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop, kernel=kernel)
     if watching is not None:
         if out is not None or request != "none":
             raise typer.BadParameter("--watch goes with neither --out nor --request")
@@ -181,10 +183,8 @@ def _counts(counts: PageCounts) -> dict[str, str]:
 
 
 def _closing(summary: CaptureSummary) -> Iterator[str]:
-    yield (
-        f"{_what(summary)}, "
-        f"walked as {summary.profile} does; numbers are pages of 4 KiB, run is the longest with PFNs in a row"
-    )
+    yield f"{_what(summary)}; numbers are pages of 4 KiB, run is the longest with PFNs in a row"
+    yield _printable(summary.walked_as)
     yield (
         f"walked {summary.pages_walked} pages in {summary.walk_seconds * 1e3:.3g} ms, "
         f"{summary.calls} call{'s' if summary.calls > 1 else ''}: "

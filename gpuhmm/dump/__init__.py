@@ -4,6 +4,7 @@ from gpuhmm.dump.areas import areas_of
 from gpuhmm.dump.capture import read_dump, read_maps
 from gpuhmm.dump.load import MAX_TABLES, load_tables
 from gpuhmm.dump.raw_tables import FAULT_DTYPE, FAULT_MISSING, FAULT_RESERVED, RawTables
+from gpuhmm.dump.release import release_of
 from gpuhmm.dump.roots import ROOT_DTYPE, find_roots
 from gpuhmm.dump.space import AREAS_RULE, DumpSpace, address_space
 from gpuhmm.dump.zero_pages import find_zero_pages
@@ -24,4 +25,5 @@ __all__ = [
     "load_tables",
     "read_dump",
     "read_maps",
+    "release_of",
 ]

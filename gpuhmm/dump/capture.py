@@ -13,10 +13,12 @@ from gpuhmm.capture.mapping import Mapping, parse_maps, user_mappings
 from gpuhmm.capture.record import Capture
 from gpuhmm.dump.load import load_tables
 from gpuhmm.dump.raw_tables import RawTables
+from gpuhmm.dump.release import release_of
 from gpuhmm.dump.space import address_space, leaves_outside
 from gpuhmm.dump.zero_pages import find_zero_pages
 from gpuhmm.image import MemorySource, as_source, open_image
 from gpuhmm.mm.profile import KernelProfile
+from gpuhmm.mm.running_kernel import KernelChoice, choose_kernel, given_kernel
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
 
@@ -29,7 +31,7 @@ def read_dump(
     format: str = "auto",
     maps: str | os.PathLike[str] | None = None,
     vmas: Iterable[Vma] | None = None,
-    kernel: str | KernelProfile = "v6.1",
+    kernel: str | KernelProfile | None = None,
     zero_pfn: int | None = None,
     huge_zero_pfn: int | None = None,
     start: int = 0,
@@ -38,9 +40,11 @@ def read_dump(
     """Read the page tables below ``cr3`` out of a memory dump.
 
     ``source`` is a path or what :func:`gpuhmm.image.as_source` takes.  Mappings come from ``maps``, a file in
-    the form of /proc/PID/maps or smaps, or from ``vmas``, or are worked out from the entries.  The zero
-    pages are recognised in memory unless they are given.  ``[start, end)`` is the range of bytes that
-    mappings are cut to.  ValueError and ImageError as :func:`gpuhmm.dump.load_tables` says.
+    the form of /proc/PID/maps or smaps, or from ``vmas``, or are worked out from the entries.  ``kernel``
+    says whose tables they are; None takes the release that the memory says
+    (:func:`gpuhmm.dump.release_of`), with all options of its config.  The zero pages are recognised in memory
+    unless they are given.  ``[start, end)`` is the range of bytes that mappings are cut to.  ValueError and
+    ImageError as :func:`gpuhmm.dump.load_tables` says, ValueError for an unknown kernel.
     """
     begun = time.perf_counter()
     if maps is not None and vmas is not None:
@@ -51,15 +55,16 @@ def read_dump(
     named = None if maps is None else read_maps(maps)
     if named is not None:
         vmas = [mapping.vma() for mapping in named]
+    choice = _chosen(memory, tables) if kernel is None else given_kernel(kernel)
     found: tuple[int | None, int | None] = (None, None)
     if zero_pfn is None or huge_zero_pfn is None:
-        found = find_zero_pages(tables, memory)
+        found = find_zero_pages(tables, memory, choice.profile)
     zero_pfn = found[0] if zero_pfn is None else zero_pfn
     huge_zero_pfn = found[1] if huge_zero_pfn is None else huge_zero_pfn
     made = address_space(
         tables,
         vmas,
-        kernel=kernel,
+        kernel=choice.profile,
         zero_pfn=ZERO_PFN if zero_pfn is None else zero_pfn,
         huge_zero_pfn=NO_PFN if huge_zero_pfn is None else huge_zero_pfn,
     )
@@ -76,6 +81,7 @@ def read_dump(
         source=f"CR3 {tables.root_pfn << 12:#x} of {memory.describe().get('path', 'a reader')}",
         notes=[*made.notes, *_notes(tables, memory, zero_pfn)],
         origin=origin,
+        kernel_why=choice.why,
         start=start,
         end=end,
         seconds=time.perf_counter() - begun,
@@ -93,6 +99,14 @@ def read_maps(path: str | os.PathLike[str]) -> list[Mapping]:
     if not user:
         raise ValueError(f"{path} must hold mappings in the form of /proc/PID/maps (got none)")
     return user
+
+
+def _chosen(memory: MemorySource, tables: RawTables) -> KernelChoice:
+    found = release_of(memory, tables)
+    if found is None:
+        return choose_kernel(None)
+    release, where = found
+    return choose_kernel(release, release_from=where)
 
 
 def _notes(tables: RawTables, memory: MemorySource, zero_pfn: int | None) -> list[str]:

@@ -12,6 +12,7 @@ from gpuhmm.dump.raw_tables import FAULT_MISSING, RawTables
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.entry import TABLE, encode_swap
 from gpuhmm.mm.profile import NO_TYPE, KernelProfile, kernel_profile
+from gpuhmm.mm.running_kernel import ASSUMED
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import MAX_PFN, NO_PFN, PTE_PFN_MASK, U64, ZERO_PFN
@@ -43,7 +44,7 @@ def address_space(
     tables: RawTables,
     vmas: Iterable[Vma] | None = None,
     *,
-    kernel: str | KernelProfile = "v6.1",
+    kernel: str | KernelProfile = ASSUMED,
     zero_pfn: int = ZERO_PFN,
     huge_zero_pfn: int = NO_PFN,
     highest_memmap_pfn: int = MAX_PFN - 1,

@@ -1,9 +1,10 @@
 """ELF cores of a whole machine: QEMU's ``dump-guest-memory``, and kdump's /proc/vmcore.
 
 A PT_LOAD says which physical memory it holds in ``p_paddr``; what lies between them is a hole.  Notes
-named QEMU hold the state of each processor, with CR3 and CR4.
+named QEMU hold the state of each processor, with CR3 and CR4, one named VMCOREINFO what the kernel says.
 
-Source: System V ABI, chapter 5; target/i386/arch_dump.c of QEMU (QEMUCPUState, version 1).
+Source: System V ABI, chapter 5; target/i386/arch_dump.c of QEMU (QEMUCPUState, version 1);
+Documentation/admin-guide/kdump/vmcoreinfo.rst (v6.12).
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ _MAX_HEADERS = 1 << 22
 
 @dataclass(frozen=True)
 class ElfCore:
-    """What the headers say: memory, the CR3 of each processor, levels where known, bytes that are missing."""
+    """What the headers say: memory, the CR3 of each processor, levels where known, bytes that are missing.
+
+    ``vmcoreinfo`` is what the note of that name says, by name; empty without one.
+    """
 
     segments: list[Segment]
     cr3s: tuple[int, ...]
     levels: int | None
     truncated: int
     notes: list[str]
+    vmcoreinfo: dict[str, str]
 
 
 def parse(read: ReadAt, size: int, path: str) -> ElfCore:
@@ -101,17 +106,23 @@ def _from_headers(headers: list[tuple[int, ...]], read: ReadAt, size: int, path:
         notes.append(f"{unknown} segments without a physical address were left out")
     if sum(s.size for s in kept) < sum(s.size for s in segments):
         notes.append("some segments hold the same physical memory: the first one counts")
-    states = [
-        state
+    said = [
+        note
         for kind, _, offset, _, _, filesz, _, _ in headers
         if kind == _PT_NOTE
-        for state in _qemu_states(read(offset, min(filesz, _MAX_NOTES)))
+        for note in _notes(read(offset, min(filesz, _MAX_NOTES)))
     ]
+    states = [
+        struct.unpack_from("<QQ", description, _CR3_OFFSET)
+        for name, description in said
+        if name == b"QEMU" and len(description) >= _CR4_OFFSET + 8
+    ]
+    vmcoreinfo = next((description for name, description in said if name == b"VMCOREINFO"), b"")
     cr3s = tuple(dict.fromkeys(cr3 for cr3, _ in states))
     levels = None
     if states:
         levels = 5 if any(cr4 & _CR4_LA57 for _, cr4 in states) else 4
-    return ElfCore(kept, cr3s, levels, truncated, notes)
+    return ElfCore(kept, cr3s, levels, truncated, notes, parse_vmcoreinfo(vmcoreinfo))
 
 
 def _real_phnum(read: ReadAt, shoff: int, path: str) -> int:
@@ -122,13 +133,19 @@ def _real_phnum(read: ReadAt, shoff: int, path: str) -> int:
     return int(_SECTION_INFO.unpack(info)[0])
 
 
-def _qemu_states(notes: bytes) -> Iterator[tuple[int, int]]:
-    """Yield CR3 and CR4 of each processor; notes that are cut short end the list."""
+def _notes(notes: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield name and description of each note; notes that are cut short end the list."""
     at = 0
     while at + 12 <= len(notes):
         namesz, descsz, _ = struct.unpack_from("<III", notes, at)
         name = notes[at + 12 : at + 12 + namesz].rstrip(b"\0")
         begin = at + 12 + -(-namesz // 4) * 4
         at = begin + -(-descsz // 4) * 4
-        if name == b"QEMU" and descsz >= _CR4_OFFSET + 8 and at <= len(notes) + 3:
-            yield struct.unpack_from("<QQ", notes, begin + _CR3_OFFSET)
+        if at <= len(notes) + 3:
+            yield name, notes[begin : begin + descsz]
+
+
+def parse_vmcoreinfo(text: bytes) -> dict[str, str]:
+    """Return the lines NAME=VALUE of the kernel's note VMCOREINFO by name."""
+    lines = text.decode("ascii", "replace").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)

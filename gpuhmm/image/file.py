@@ -8,7 +8,7 @@ where a read only comes back short.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -52,6 +52,7 @@ class ImageFile(MemorySource):
     processors: tuple[int, ...] = ()
     paging_levels: int | None = None
     notes: list[str] = field(default_factory=list)
+    vmcoreinfo: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.segments:

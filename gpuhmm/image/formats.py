@@ -59,6 +59,7 @@ class _Parts(NamedTuple):
     processors: tuple[int, ...] = ()
     paging_levels: int | None = None
     notes: list[str] = []  # noqa: RUF012  (never changed)
+    vmcoreinfo: dict[str, str] = {}  # noqa: RUF012  (never changed)
 
 
 def _parsed(fd: int, name: str, format: str) -> _Parts:
@@ -78,7 +79,9 @@ def _parsed(fd: int, name: str, format: str) -> _Parts:
                 raise ImageError(f"{name} is {what}")
     if found == "elf":
         core = elf_core.parse(read, size, name)
-        return _Parts("elf", core.segments, core.truncated, core.cr3s, core.levels, core.notes)
+        return _Parts(
+            "elf", core.segments, core.truncated, core.cr3s, core.levels, core.notes, core.vmcoreinfo
+        )
     if found == "lime":
         segments, truncated = lime.parse(read, size, name)
         notes = [f"the file lacks {truncated} bytes of what its headers promise"] if truncated else []

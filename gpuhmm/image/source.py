@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ class MemorySource(ABC):
 
     Nothing is kept of what was read: memory that changes is read as it is at that moment.
     """
+
+    #: What the kernel's note VMCOREINFO says, by name; empty where there is none.
+    vmcoreinfo: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def read(self, address: int, size: int) -> bytes:

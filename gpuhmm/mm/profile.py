@@ -25,6 +25,15 @@ NO_TYPE = 255
 #: MAX_SWAPFILES_SHIFT is 5: numbers of swap types (include/linux/swap.h).
 _SWAP_TYPES = 32
 
+#: The options that swap types depend on, and their fields.
+_OPTIONS = {
+    "DEVICE_PRIVATE": "device_private",
+    "MIGRATION": "migration",
+    "MEMORY_FAILURE": "memory_failure",
+}
+#: How the name of a kernel says that it lacks one: ``v6.12:no-device-private,no-memory-failure``.
+_LACKING = {f"no-{name.replace('_', '-')}": name for name in _OPTIONS.values()}
+
 
 @dataclass(frozen=True)
 class KernelProfile:
@@ -91,7 +100,7 @@ class KernelProfile:
 
     def __post_init__(self) -> None:
         """Number the swap types: reserved ones from the top down, in the order of include/linux/swap.h."""
-        for name in ("device_private", "migration", "memory_failure"):
+        for name in _OPTIONS.values():
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False (got {getattr(self, name)!r})")
         migration = {
@@ -141,18 +150,16 @@ class KernelProfile:
         )
 
     @property
+    def lacks(self) -> list[str]:
+        """The options that the config does not have, in Kconfig's names without CONFIG_."""
+        return [option for option, name in _OPTIONS.items() if not getattr(self, name)]
+
+    @property
     def title(self) -> str:
         """The release, and what its config lacks."""
-        lacks = [
-            name
-            for name, has in (
-                ("DEVICE_PRIVATE", self.device_private),
-                ("MIGRATION", self.migration),
-                ("MEMORY_FAILURE", self.memory_failure),
-            )
-            if not has
-        ]
-        return self.name + (f" without {', '.join(lacks)}" if lacks else "")
+        *rest, last = self.lacks or [""]
+        options = f"{', '.join(rest)} and {last}" if rest else last
+        return self.name + (f" without {options}" if options else "")
 
     @property
     def has_anon_exclusive(self) -> bool:
@@ -261,9 +268,19 @@ PROFILES = {profile.name: profile for profile in (V5_18, V6_1, V6_12, V6_17, V6_
 
 
 def kernel_profile(kernel: str | KernelProfile) -> KernelProfile:
-    """Return the profile of that name, or the profile itself.  ValueError for an unknown name."""
+    """Return the profile of that name, or the profile itself.
+
+    A name may say what the kernel's config lacks: ``v6.12:no-device-private,no-memory-failure``.  ValueError
+    for any other name.
+    """
     if isinstance(kernel, KernelProfile):
         return kernel
-    if kernel not in PROFILES:
-        raise ValueError(f"kernel must be a KernelProfile or one of {', '.join(PROFILES)} (got {kernel!r})")
-    return PROFILES[kernel]
+    name, colon, options = str(kernel).partition(":")
+    lacking = options.split(",") if colon else []
+    if name not in PROFILES or not all(option in _LACKING for option in lacking):
+        raise ValueError(
+            f"kernel must be a KernelProfile or one of {', '.join(PROFILES)}, after which a colon and "
+            f"{', '.join(_LACKING)} may follow (got {kernel!r})"
+        )
+    found = PROFILES[name]
+    return found.with_config(**{_LACKING[option]: False for option in lacking}) if lacking else found

@@ -13,11 +13,10 @@ from functools import cache
 import numpy as np
 
 from gpuhmm.mm import x86
-from gpuhmm.mm.profile import V6_1
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.vma import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, vm_page_prot
 from gpuhmm.process.pagemap import (
     PM_FILE,
-    PM_GUARD_REGION,
     PM_MMAP_EXCLUSIVE,
     PM_PFN,
     PM_PRESENT,
@@ -42,9 +41,6 @@ IS_ZERO_PAGE = 0x10
 IS_KSM = 0x20
 IN_AREA = 0x40
 
-#: Swap types from here on mean something else than a swap file, under every kernel so far.
-MAX_SWAPFILES = V6_1.max_swapfiles
-
 _STATE_SHIFT = np.uint64(55)
 _SWP_SOFT_DIRTY = np.uint64(1 << 1)
 _SWP_UFFD_WP = np.uint64(1 << 2)
@@ -58,11 +54,11 @@ def swap_entries(swp_type: Words, offset: Words) -> Words:
     return ((~offset << left) >> right) | swp_type << _TYPE_SHIFT
 
 
-def page_entries(words: Words, classes: np.ndarray) -> Words:
+def page_entries(words: Words, classes: np.ndarray, kernel: KernelProfile) -> Words:
     """Return the PTE of each page, uint64 of the shape of ``words``.
 
-    ``words`` are of pagemap, ``classes`` uint8 of AREA_PROT, IS_ZERO_PAGE, IS_KSM and IN_AREA bits.
-    Pages outside all areas get 0.
+    ``words`` are of pagemap, ``classes`` uint8 of AREA_PROT, IS_ZERO_PAGE, IS_KSM and IN_AREA bits;
+    ``kernel`` is the one that wrote the words.  Pages outside all areas get 0.
     """
     keep, flip = _tables()
     states = (words >> _STATE_SHIFT).astype(np.uint32) | classes.astype(np.uint32) << np.uint32(9)
@@ -70,11 +66,13 @@ def page_entries(words: Words, classes: np.ndarray) -> Words:
     swapped = (words & (PM_PRESENT | PM_SWAP)) == PM_SWAP
     if swapped.any():
         swapped &= (classes & IN_AREA) != 0
-        entries[swapped] = _not_present(words[swapped])
+        entries[swapped] = _not_present(words[swapped], kernel)
     return entries
 
 
-def huge_entries(words: Words, classes: np.ndarray, pfn_mask: np.uint64 = x86.PMD_PFN_MASK) -> Words:
+def huge_entries(
+    words: Words, classes: np.ndarray, kernel: KernelProfile, pfn_mask: np.uint64 = x86.PMD_PFN_MASK
+) -> Words:
     """Return one leaf of 2 MiB or 1 GiB for each row of 4 KiB pages: uint64[n] from [n, pages].
 
     It is writable only if all of its pages are.  ``pfn_mask`` is what an entry without P inverts: the
@@ -83,26 +81,24 @@ def huge_entries(words: Words, classes: np.ndarray, pfn_mask: np.uint64 = x86.PM
     first = words[:, 0].copy()
     exclusive = (words & PM_MMAP_EXCLUSIVE).all(axis=1)
     first[~exclusive] &= ~PM_MMAP_EXCLUSIVE
-    ptes = page_entries(first, classes[:, 0])
+    ptes = page_entries(first, classes[:, 0], kernel)
     inverted = (ptes & x86.PAGE_PRESENT) == 0
     ptes[inverted] ^= x86.PTE_PFN_MASK ^ pfn_mask
     return (ptes & ~x86.PAGE_SPECIAL) | x86.PAGE_PSE
 
 
-def _not_present(words: Words) -> Words:
+def _not_present(words: Words, kernel: KernelProfile) -> Words:
     """Return the entries of pages that pagemap calls swapped.
 
-    Types of the running kernel that no swap file has (migration, device memory, markers) do not say
-    which of these they are: they become a marker, which a fault replaces, and a guard region
-    becomes an entry that cannot be faulted.
+    Type and offset are the kernel's own, whatever they mean: a swap file, a migration, device memory,
+    poison, a marker.  A marker has no other bits than its offset (include/linux/swapops.h:make_pte_marker),
+    though pagemap shows soft-dirty of a whole area and uffd-wp of a marker as of any page.
     """
     kind = words & PM_SWAP_TYPE
-    offset = (words & PM_PFN) >> PM_SWAP_OFFSET_SHIFT
-    kind = np.where(kind >= np.uint64(MAX_SWAPFILES), np.uint64(V6_1.swp_pte_marker), kind)
-    kind = np.where((words & PM_GUARD_REGION) != 0, np.uint64(V6_1.swp_swapin_error), kind)
-    entries = swap_entries(kind, offset)
-    entries |= np.where((words & PM_SOFT_DIRTY) != 0, _SWP_SOFT_DIRTY, x86.ZERO)
-    return entries | np.where((words & PM_UFFD_WP) != 0, _SWP_UFFD_WP, x86.ZERO)
+    entries = swap_entries(kind, (words & PM_PFN) >> PM_SWAP_OFFSET_SHIFT)
+    flags = np.where((words & PM_SOFT_DIRTY) != 0, _SWP_SOFT_DIRTY, x86.ZERO)
+    flags |= np.where((words & PM_UFFD_WP) != 0, _SWP_UFFD_WP, x86.ZERO)
+    return entries | np.where(kind == np.uint64(kernel.swp_pte_marker), x86.ZERO, flags)
 
 
 @cache

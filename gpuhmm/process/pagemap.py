@@ -126,10 +126,15 @@ class Pagemap:
 def pfns_visible() -> bool:
     """True if the kernel shows PFNs to this process (CAP_SYS_ADMIN); without that they read as 0."""
     page = np.ones(1024, dtype=np.uint64)  # 8 KiB, so that one whole page is surely touched
+    return bool(own_word(page.ctypes.data) & int(PM_PFN))
+
+
+def own_word(address: int) -> int:
+    """Return the word of this process's page at ``address``."""
+    words = np.empty((1, 512), dtype=np.uint64)
     with Pagemap(os.getpid()) as pagemap:
-        words = np.empty((1, 512), dtype=np.uint64)
-        pagemap.read(page.ctypes.data >> WINDOW_SHIFT, words)
-        return bool(words[0, page.ctypes.data >> 12 & 511] & PM_PFN)
+        pagemap.read(address >> WINDOW_SHIFT, words)
+    return int(words[0, address >> 12 & 511])
 
 
 def kpageflags(pfns: Words) -> Words | None:

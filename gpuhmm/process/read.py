@@ -17,7 +17,8 @@ import numpy.typing as npt
 from gpuhmm.capture.mapping import VM_MERGEABLE, Mapping, parse_maps, user_mappings
 from gpuhmm.capture.record import Capture, LiveProcess
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm.profile import V6_1
+from gpuhmm.mm.profile import NO_TYPE, KernelProfile
+from gpuhmm.mm.running_kernel import given_kernel
 from gpuhmm.mm.x86 import NO_PFN, ZERO_PFN
 from gpuhmm.process.entries import AREA_PROT, IN_AREA, IS_KSM, IS_ZERO_PAGE, WRITE_RULE
 from gpuhmm.process.identity import identify
@@ -26,16 +27,19 @@ from gpuhmm.process.pagemap import (
     KPF_THP,
     KPF_ZERO_PAGE,
     PM_FILE,
+    PM_GUARD_REGION,
     PM_MMAP_EXCLUSIVE,
     PM_PFN,
     PM_PRESENT,
     PM_SWAP,
+    PM_SWAP_OFFSET_SHIFT,
     Pagemap,
     Words,
     kpageflags,
     pfns_visible,
 )
 from gpuhmm.process.rebuild import rebuild
+from gpuhmm.process.running import running_kernel
 from gpuhmm.process.windows import (
     Indexes,
     Populated,
@@ -50,22 +54,35 @@ HUGE_ZERO_NUMBER = 1 << 19
 FIRST_NUMBER = 1 << 20
 FIRST_GIGANTIC_NUMBER = 1 << 38
 
+#: PTE_MARKER_GUARD, the offset of a guard region's marker (include/linux/swapops.h, v6.13).
+_MARKER_GUARD = np.uint64(4)
+#: Slot 1 of swap file 0, as pagemap shows it.
+_SLOT_1 = np.uint64(1) << PM_SWAP_OFFSET_SHIFT
+
 _SLOTS = np.arange(512, dtype=np.uint64)
 
 
 def read_process(
-    pid: int, *, start: int = 0, end: int | None = None, progress: Progress | None = None
+    pid: int,
+    *,
+    start: int = 0,
+    end: int | None = None,
+    kernel: str | KernelProfile | None = None,
+    progress: Progress | None = None,
 ) -> Capture:
     """Read the page tables of process ``pid`` over ``[start, end)`` bytes and rebuild them.
 
-    Everything is read through /proc; the process is neither stopped nor changed.  ValueError for an
+    Everything is read through /proc; the process is neither stopped nor changed.  ``kernel`` says whose
+    numbers of swap types pagemap shows and whose walk it is, None those of the kernel that runs
+    (:func:`gpuhmm.process.running.running_kernel`).  ValueError for an unknown kernel, for an
     empty or misaligned range and for a process without user memory there, ProcessLookupError for
     one that is gone or ends meanwhile, PermissionError for one that may not be read.
     """
     begun = time.perf_counter()
+    choice = running_kernel() if kernel is None else given_kernel(kernel)
     identity = identify(pid)
     with _plain_errors(pid), Pagemap(pid) as pagemap:
-        user, kernel = user_mappings(parse_maps(_read(f"/proc/{pid}/smaps")))
+        user, in_kernel = user_mappings(parse_maps(_read(f"/proc/{pid}/smaps")))
         if not user:
             raise ProcessLookupError(f"process {pid} ended while it was read")
         end = user[-1].end if end is None else end
@@ -73,9 +90,10 @@ def read_process(
         if not chosen:
             raise ValueError(f"process {pid} has no mapping in [{start:#x}, {end:#x})")
         found = find_populated(pagemap, user, start, end)
-        reading = _Reading(user, *read_windows(pagemap, found.windows, progress), real=pfns_visible())
+        read = read_windows(pagemap, found.windows, progress)
+        reading = _Reading(user, *read, real=pfns_visible(), kernel=choice.profile)
         after = parse_maps(_read(f"/proc/{pid}/maps"))
-    changed = [m.header for m in user + kernel] != [m.header for m in after]
+    changed = [m.header for m in user + in_kernel] != [m.header for m in after]
     reading.classify(found)
     first, past = reading.slices(chosen)
     present = reading.words.reshape(-1).view(np.int64)
@@ -95,10 +113,11 @@ def read_process(
         seconds=time.perf_counter() - begun,
         origin={"kind": "process", "pid": pid, "command": identity.command, "host": platform.node()},
         notes=_notes(found, reading),
+        kernel_why=choice.why,
         process=LiveProcess(
             identity,
             kernel_release=platform.release(),
-            left_out=[mapping.name for mapping in kernel],
+            left_out=[mapping.name for mapping in in_kernel],
             changed=changed or bool(reading.lost),
             pagemap_scan=found.scanned,
             kpageflags=reading.used_kpageflags,
@@ -109,7 +128,16 @@ def read_process(
 class _Reading:
     """The words of pagemap, and what is worked out from them until they become entries."""
 
-    def __init__(self, mappings: list[Mapping], windows: Indexes, words: Words, *, real: bool) -> None:
+    def __init__(
+        self,
+        mappings: list[Mapping],
+        windows: Indexes,
+        words: Words,
+        *,
+        real: bool,
+        kernel: KernelProfile,
+    ) -> None:
+        self.kernel = kernel
         self.mappings = mappings
         self.windows = windows
         self.words = words
@@ -225,7 +253,17 @@ class _Reading:
         return flags
 
     def _number(self) -> None:
-        """Give every present page a PFN of ours, ascending with its address; zero pages have one."""
+        """Give every present page a PFN of ours, ascending with its address; zero pages have one.
+
+        What is not present keeps its kind if it is a guard region; else it counts as slot 1 of the first
+        swap file, since slot 0 holds the file's header and stands for no type at all from v7.0 on.
+        """
+        swapped = (self.words & (PM_PRESENT | PM_SWAP)) == PM_SWAP
+        self.words[swapped] = self.words[swapped] & ~PM_PFN | _SLOT_1
+        if self.kernel.swp_pte_marker != NO_TYPE:
+            guard = swapped & ((self.words & PM_GUARD_REGION) != 0)
+            shown = _MARKER_GUARD << PM_SWAP_OFFSET_SHIFT | np.uint64(self.kernel.swp_pte_marker)
+            self.words[guard] = self.words[guard] & ~PM_PFN | shown
         base = FIRST_NUMBER + np.arange(len(self.windows)) * 512
         base = np.where(self.hugetlb == 30, FIRST_GIGANTIC_NUMBER + (self.windows << 9 & (1 << 37) - 1), base)
         for row, first in enumerate(base.tolist()):
@@ -246,14 +284,14 @@ class _Reading:
     def space(self) -> AddressSpace:
         """Return the address space; the words are used up."""
         levels = 5 if any(mapping.end > 1 << 47 for mapping in self.mappings) else 4
-        made = rebuild(levels, self.windows, self.words, self.classes, self.huge, self.hugetlb)
+        made = rebuild(levels, self.windows, self.words, self.classes, self.huge, self.hugetlb, self.kernel)
         return AddressSpace.from_tables(
             levels=levels,
             root_pfn=made.root_pfn,
             table_pfns=made.table_pfns,
             tables=made.tables,
             vmas=[mapping.vma() for mapping in self.mappings],
-            kernel=V6_1,
+            kernel=self.kernel,
             zero_pfn=self.zero_pfn,
             huge_zero_pfn=self.huge_zero_pfn,
         )
@@ -273,7 +311,8 @@ def _notes(found: Populated, reading: _Reading) -> list[str]:
     if not reading.real:
         notes.append(
             "the kernel hides PFNs from us (CAP_SYS_ADMIN): they are numbered in the order of addresses, "
-            "so that contiguity means nothing, and swap types and offsets read as 0"
+            "so that contiguity means nothing, and what is not present counts as swapped out unless it is a "
+            "guard region"
         )
     if not found.scanned:
         if reading.real and reading.used_kpageflags:

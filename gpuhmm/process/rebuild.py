@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.mm import x86
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.process.entries import huge_entries, page_entries
 from gpuhmm.process.pagemap import PM_PRESENT, Words
 
@@ -37,26 +38,27 @@ def rebuild(
     classes: npt.NDArray[np.uint8],
     huge: npt.NDArray[np.bool_],
     hugetlb: npt.NDArray[np.uint8],
+    kernel: KernelProfile,
 ) -> RebuiltTables:
     """Return the tables of what pagemap showed.
 
     ``windows`` is int64[n], ascending, the address of each in units of 2 MiB; ``words`` and ``classes``
     are [n, 512], see :func:`gpuhmm.process.entries.page_entries`; ``huge`` is bool[n], true where one
-    PMD maps the window; ``hugetlb`` uint8[n] is 21 or 30 in hugetlb areas, else 0.  ``words`` is
-    overwritten.
+    PMD maps the window; ``hugetlb`` uint8[n] is 21 or 30 in hugetlb areas, else 0.  ``kernel`` is the one
+    that wrote the words.  ``words`` is overwritten.
     """
     found_2m = np.flatnonzero(huge | (hugetlb == 21))
     mask = np.where(hugetlb[found_2m, None] == 21, x86.PTE_PFN_MASK, x86.PMD_PFN_MASK)[:, 0]
     leaves_2m = np.zeros(len(found_2m), dtype=np.uint64)
     for pfn_mask in (x86.PMD_PFN_MASK, x86.PTE_PFN_MASK):
         chosen = np.flatnonzero(mask == pfn_mask)
-        leaves_2m[chosen] = _leaves(words, classes, found_2m[chosen], pfn_mask)
-    found_1g, leaves_1g = _gigantic(windows, words, classes, hugetlb)
+        leaves_2m[chosen] = _leaves(words, classes, found_2m[chosen], kernel, pfn_mask)
+    found_1g, leaves_1g = _gigantic(windows, words, classes, hugetlb, kernel)
 
     small = ~huge & (hugetlb == 0)
     for first in range(0, len(windows), _CHUNK):
         part = slice(first, first + _CHUNK)
-        words[part] = page_entries(words[part], classes[part])
+        words[part] = page_entries(words[part], classes[part], kernel)
     small &= words.any(axis=1)
     leaf_rows = np.flatnonzero(small)
 
@@ -97,18 +99,28 @@ class _Tables:
         return number, self.pointers(len(number))
 
 
-def _leaves(words: Words, classes: npt.NDArray[np.uint8], rows: Indexes, pfn_mask: np.uint64) -> Words:
+def _leaves(
+    words: Words,
+    classes: npt.NDArray[np.uint8],
+    rows: Indexes,
+    kernel: KernelProfile,
+    pfn_mask: np.uint64,
+) -> Words:
     """Return the 2 MiB leaves of those rows; pages that are not present make no leaf."""
     leaves = np.zeros(len(rows), dtype=np.uint64)
     for first in range(0, len(rows), _CHUNK):
         part = rows[first : first + _CHUNK]
-        made = huge_entries(words[part], classes[part], pfn_mask)
+        made = huge_entries(words[part], classes[part], kernel, pfn_mask)
         leaves[first : first + _CHUNK] = np.where((words[part, 0] & PM_PRESENT) != 0, made, x86.ZERO)
     return leaves
 
 
 def _gigantic(
-    windows: Indexes, words: Words, classes: npt.NDArray[np.uint8], hugetlb: npt.NDArray[np.uint8]
+    windows: Indexes,
+    words: Words,
+    classes: npt.NDArray[np.uint8],
+    hugetlb: npt.NDArray[np.uint8],
+    kernel: KernelProfile,
 ) -> tuple[Indexes, Words]:
     """Return the 1 GiB leaves of hugetlb areas: their addresses in GiB, and the entries."""
     rows = np.flatnonzero((hugetlb == 30) & ((words[:, 0] & PM_PRESENT) != 0))
@@ -117,4 +129,4 @@ def _gigantic(
     inside = (windows[rows] & 511).astype(np.uint64) << np.uint64(9)  # windows below were not read, perhaps
     heads = words[rows]
     heads[:, 0] -= inside
-    return found, huge_entries(heads, classes[rows], x86.PTE_PFN_MASK)
+    return found, huge_entries(heads, classes[rows], kernel, x86.PTE_PFN_MASK)

@@ -13,7 +13,7 @@ from gpuhmm.errors import SnapshotError
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.snapshot.parts import Arrays
 
-_SCALARS = ("start", "end", "pfns_real", "seconds", "notes", "write_rule", "source")
+_SCALARS = ("start", "end", "pfns_real", "seconds", "notes", "write_rule", "source", "kernel_why")
 _ARRAYS = ("windows", "windows_with_swap")
 #: Of a live process, beside its identity.
 _PROCESS = ("kernel_release", "left_out", "changed", "pagemap_scan", "kpageflags")
@@ -44,6 +44,7 @@ def capture_of_parts(parts: dict[str, Any], arrays: Arrays, space: AddressSpace)
         resident = [int(count) for count in fields["resident"]]
         if len(resident) != len(mappings):
             raise ValueError("every mapping must have a count of resident pages")
+        fields.setdefault("kernel_why", "")  # snapshots from before a kernel was chosen
         known: dict[str, Any] = {name: fields[name] for name in _SCALARS}
         known.update({name: arrays[name] for name in _ARRAYS})
         return Capture(

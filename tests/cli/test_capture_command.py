@@ -52,7 +52,18 @@ def test_a_dump_and_its_snapshot_walk_alike(image, maps, tmp_path):
     assert f"{CR3:#x}" in source
     part = ["--start", "0x10033ff0000", "--end", "0x1004fa02000"]
     assert walked(*dump, *part)[0] == walked(tmp_path / "saved", *part)[0]
-    assert "walked as v6.1 does" in run("walk", tmp_path / "saved", "--backend", "cpu")
+    assert "\nwalked as v6.1 does: nothing says which kernel it is" in said
+    assert "\nwalked as v6.1 does: nothing says which kernel it is" in run("walk", tmp_path / "saved")
+
+
+def test_a_kernel_given_for_a_dump_is_kept_by_its_snapshot(image, tmp_path):
+    dump = ["--dump", image, "--cr3", hex(CR3), "--kernel", "v6.12:no-device-private"]
+    walked_as = "walked as v6.12 without DEVICE_PRIVATE does: as asked for"
+    assert f"\n{walked_as}\n" in run("capture", *dump, "-o", tmp_path / "saved")
+    assert f"\n{walked_as}\n" in run("walk", *dump, "--backend", "reference")
+    assert f"\n{walked_as}\n" in run("walk", tmp_path / "saved", "--backend", "reference")
+    said = json.loads(run("info", tmp_path / "saved", "--json"))
+    assert (said["kernel"], said["kernel_why"]) == ("v6.12 without DEVICE_PRIVATE", "as asked for")
 
 
 def test_info_of_a_snapshot_and_of_a_dump(image, tmp_path):
@@ -63,6 +74,7 @@ def test_info_of_a_snapshot_and_of_a_dump(image, tmp_path):
     assert "checksums: not checked" in run("info", tmp_path / "saved", "--no-verify")
     said = json.loads(run("info", image, "--json"))
     assert [root["cr3"] for root in said["cr3_candidates"]] == [hex(CR3)]
+    assert said["kernel_release"] == "not found"
     assert f"cr3 {CR3:#x}, levels 4, user_entries 4" in run("info", image)
 
 
@@ -117,6 +129,11 @@ def test_a_snapshot_is_replaced_only_on_demand(image, tmp_path):
         ["walk", "somewhere", "--pid", "1"],
         ["walk", "--cr3", "0x1000"],
         ["walk", "--dump", "x", "--stop"],
+        ["walk", "somewhere", "--kernel", "v6.12"],
+        ["map", "--kernel", "v6.2", "-o", "x.png"],
+        ["capture", "--kernel", "v6.2", "-o", "y"],
+        ["faults", "--kernel", "v6.2"],
+        ["coalesce", "stream", "--kernel", "v6.2"],
         ["walk", "--cr3", "abc", "--dump", "x"],
         ["capture", "--pid", "1", "--dump", "x", "-o", "y"],
         ["capture", "--levels", "5", "-o", "y"],

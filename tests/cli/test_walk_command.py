@@ -12,6 +12,7 @@ from known_process import PAGE, is_root, known_process
 
 from gpuhmm.process.entries import WRITE_RULE
 from gpuhmm.process.pagemap import pfns_visible
+from gpuhmm.process.running import running_kernel
 
 PR_CAPBSET_DROP = 24
 CAP_SYS_PTRACE = 19
@@ -74,6 +75,9 @@ def test_json_is_one_object_with_the_same_facts(child):
     assert (summary["pid"], summary["backend"], summary["stopped"]) == (child.pid, "cpu", True)
     assert summary["write_rule"] == WRITE_RULE
     assert summary["changed"] is False
+    choice = running_kernel()
+    assert summary["walked_as"] == f"walked as {choice.profile.title} does: {choice.why}"
+    assert (summary["profile"], summary["profile_lacks"]) == (choice.profile.name, choice.profile.lacks)
     start, end = child.areas["some"]
     mapping = next(m for m in summary["mappings"] if m["start"] == start)
     assert mapping["size"] == end - start
@@ -110,6 +114,8 @@ def test_a_request_changes_nothing_in_the_process(child):
         ["--start", "0x2000", "--end", "0x1000"],
         ["--request", "exec"],
         ["--backend", "tpu"],
+        ["--kernel", "v6.2"],
+        ["--kernel", "v6.12:no-swap"],
     ],
 )
 def test_wrong_calls_are_usage_errors(arguments):
@@ -117,6 +123,18 @@ def test_wrong_calls_are_usage_errors(arguments):
     assert ran.returncode == 2
     assert "Error" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_an_unknown_kernel_is_told_the_known_ones():
+    ran = gpuhmm("--kernel", "v6.2", env={**os.environ, "COLUMNS": "200"})
+    assert ran.returncode == 2
+    assert "one of v5.18, v6.1, v6.12, v6.17, v6.18, v7.0, v7.3" in ran.stderr
+
+
+def test_a_kernel_may_be_given(child):
+    ran = gpuhmm("--pid", child.pid, "--kernel", "v7.3:no-migration", "--backend", "reference")
+    assert ran.returncode == 0, ran.stderr
+    assert "\nwalked as v7.3 without MIGRATION does: as asked for\n" in ran.stdout
 
 
 def test_what_cannot_be_read_is_one_line(child):

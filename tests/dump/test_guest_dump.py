@@ -9,7 +9,7 @@ from recorded import large_sets
 from table_images import elf_core, lime
 
 import gpuhmm
-from gpuhmm.dump import address_space, find_roots, find_zero_pages, load_tables
+from gpuhmm.dump import address_space, find_roots, find_zero_pages, load_tables, release_of
 from gpuhmm.image import open_image
 
 
@@ -73,7 +73,9 @@ def test_the_unpacked_memory(record, tmp_path):
     assert CR3 in roots["cr3"]
     assert len(roots) < 32
     with open_image(path) as opened:
-        found = find_zero_pages(load_tables(opened, CR3), opened)
+        tables = load_tables(opened, CR3)
+        assert release_of(opened, tables) == ("6.1.192-hmmcap", "banner of its image")
+        found = find_zero_pages(tables, opened)
     assert found == (record.zero_pfn, record.huge_zero_pfn)
 
 

@@ -68,7 +68,8 @@ def test_the_marker_is_the_last_type_whatever_the_config_lacks(lacks):
 
 def test_a_config_is_given_whole():
     small = V6_12.with_config(device_private=False, memory_failure=False)
-    assert small.title == "v6.12 without DEVICE_PRIVATE, MEMORY_FAILURE"
+    assert small.title == "v6.12 without DEVICE_PRIVATE and MEMORY_FAILURE"
+    assert small.lacks == ["DEVICE_PRIVATE", "MEMORY_FAILURE"]
     assert small.with_config() == V6_12
     assert V6_12.title == "v6.12"
 

@@ -21,6 +21,7 @@ from known_process import (
 import gpuhmm
 from gpuhmm.capture.mapping import parse_maps, user_mappings
 from gpuhmm.mm.entry import encode_swap
+from gpuhmm.mm.profile import V6_1, V6_18
 from gpuhmm.mm.vma import VM_HUGETLB, VM_IO, VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE
 from gpuhmm.process import read_process, stopped, summarize
 from gpuhmm.process.entries import page_entries, swap_entries
@@ -288,8 +289,10 @@ def test_swap_entries_are_those_of_encode_swap():
         (1 << 62 | 3 | 0x123 << 5, encode_swap(3, 0x123)),
         (1 << 62 | 1 << 55 | 3 | 0x123 << 5, encode_swap(3, 0x123) | 2),
         (1 << 62 | 1 << 57 | 3 | 0x123 << 5, encode_swap(3, 0x123) | 4),
-        (1 << 62 | 31 | 1 << 5, encode_swap(30, 1)),  # of another kind: a marker
-        (1 << 62 | 1 << 58 | 31 | 4 << 5, encode_swap(31, 4)),  # a guard region
+        (1 << 62 | 25 | 0x123 << 5, encode_swap(25, 0x123)),  # migration: the kernel's own number
+        (1 << 62 | 1 << 55 | 28 | 0x123 << 5, encode_swap(28, 0x123) | 2),  # device-private
+        (1 << 62 | 1 << 58 | 1 << 55 | 31 | 4 << 5, encode_swap(31, 4)),  # a guard region
+        (1 << 62 | 1 << 57 | 31 | 1 << 5, encode_swap(31, 1)),  # a marker of uffd-wp has no bit of it
         (1 << 55, 0),  # soft-dirty alone: nothing is there
         (1 << 63 | 1 << 56 | 7, 7 << 12 | 1 << 63 | 0x67),
         (1 << 63 | 1 << 56 | 1 << 55 | 7, 7 << 12 | 1 << 63 | 0x867),
@@ -300,8 +303,16 @@ def test_swap_entries_are_those_of_encode_swap():
 )
 def test_entries_of_private_writable_pages(word, entry):
     classes = np.array([VM_READ | VM_WRITE | 0x40], dtype=np.uint8)
-    assert page_entries(np.array([word], dtype=np.uint64), classes).tolist() == [entry]
-    assert page_entries(np.array([word], dtype=np.uint64), classes & 0xF).tolist() == [0]
+    words = np.array([word], dtype=np.uint64)
+    assert page_entries(words, classes, V6_18).tolist() == [entry]
+    assert page_entries(words, classes & 0xF, V6_18).tolist() == [0]
+
+
+def test_which_type_is_a_marker_is_up_to_the_kernel():
+    classes = np.array([VM_READ | VM_WRITE | 0x40] * 2, dtype=np.uint8)
+    words = np.array([1 << 62 | 1 << 57 | 30 | 1 << 5, 1 << 62 | 1 << 57 | 31 | 1 << 5], dtype=np.uint64)
+    of_6_1 = [encode_swap(30, 1), encode_swap(31, 1) | 4]
+    assert page_entries(words, classes, V6_1).tolist() == of_6_1
 
 
 def test_smaps_is_parsed_with_its_flags():

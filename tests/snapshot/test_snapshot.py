@@ -12,7 +12,7 @@ from known_process import known_process
 from spaces import BASE, anonymous, ask
 
 import gpuhmm
-from gpuhmm.capture import capture_of_space, mapping_of
+from gpuhmm.capture import capture_of_space, cut_capture, mapping_of
 from gpuhmm.check.random_case import random_case
 from gpuhmm.errors import SnapshotError
 from gpuhmm.process import read_process, summarize
@@ -76,7 +76,7 @@ def test_a_live_process_comes_back_bit_for_bit(tmp_path):
     for name in ("windows", "windows_with_swap"):
         assert np.array_equal(getattr(capture, name), getattr(loaded, name))
     same = ("start", "end", "mappings", "resident", "pfns_real", "seconds", "notes", "write_rule")
-    for name in (*same, "source", "origin", "process"):
+    for name in (*same, "source", "origin", "process", "kernel_why", "walked_as"):
         assert getattr(capture, name) == getattr(loaded, name)
     before, after = (summarize(one, backend="cpu") for one in (capture, loaded))
     assert before.mappings == after.mappings
@@ -91,12 +91,31 @@ def test_a_capture_that_is_no_process_comes_back_without_one(tmp_path):
     assert (loaded.title, loaded.notes, loaded.resident) == ("a test", ["n"], [0])
     parts = json.loads((folder / manifest.FILE).read_text())["parts"]
     assert set(parts["capture"]) == {
-        *("start", "end", "mappings", "resident", "pfns_real", "seconds", "notes", "write_rule", "source")
+        *("start", "end", "mappings", "resident", "pfns_real", "seconds", "notes", "write_rule", "source"),
+        "kernel_why",
     }
     # Version 1 was first written with a process 0 in its place.
     nobody = {"pid": 0, "command": "", "state": "", "parent": 0, "kernel_thread": False}
     rewritten(folder, parts={**parts, "capture": {**parts["capture"], "identity": nobody}})
     assert load_snapshot(folder).capture.process is None
+
+
+def test_a_capture_keeps_its_kernel_and_why(tmp_path):
+    mm = gpuhmm.AddressSpace(kernel="v6.12:no-device-private,no-memory-failure")
+    mm.mmap(BASE, BASE + 4096)
+    vmas = [mapping_of(vma) for vma in mm.vmas]
+    made = capture_of_space(mm, vmas, source="a test", notes=[], origin={}, kernel_why="Linux 6.12.1")
+    folder = save_snapshot(tmp_path / "saved", made)
+    loaded = load_snapshot(folder).as_capture()
+    assert loaded.space.kernel == mm.kernel
+    lacking = "v6.12 without DEVICE_PRIVATE and MEMORY_FAILURE"
+    assert loaded.walked_as == f"walked as {lacking} does: Linux 6.12.1"
+    assert cut_capture(loaded, 0, BASE + 4096).walked_as == loaded.walked_as
+    # Version 1 was first written without a why.
+    parts = json.loads((folder / manifest.FILE).read_text())["parts"]
+    del parts["capture"]["kernel_why"]
+    rewritten(folder, parts=parts)
+    assert load_snapshot(folder).as_capture().walked_as == f"walked as {lacking} does"
 
 
 def test_what_only_a_process_has_is_none_without_one(tmp_path):

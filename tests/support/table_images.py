@@ -111,9 +111,12 @@ def fill(rng, image, va):
         slot += count
 
 
-def elf_core(pieces, cr3s=(), la57=False, memory_beyond=0):
+def elf_core(pieces, cr3s=(), la57=False, memory_beyond=0, vmcoreinfo=None):
     """Return an ELF core as QEMU writes it: ``pieces`` are (physical address, bytes)."""
     notes = b""
+    if vmcoreinfo is not None:
+        padded = vmcoreinfo + bytes(-len(vmcoreinfo) % 4)
+        notes += struct.pack("<III12s", 11, len(vmcoreinfo), 0, b"VMCOREINFO") + padded
     for cr3 in cr3s:
         state = bytearray(440)
         struct.pack_into("<II", state, 0, 1, 440)

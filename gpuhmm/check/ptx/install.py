@@ -40,6 +40,7 @@ def install(options: Options | None = None) -> Machine:
     dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
     name = "PTX machine, sm_{}{}, {}".format(*COMPUTE_CAPABILITY, compiler.rpartition("/")[2])
     driver.driver = devices.driver = Driver(machine, Device(name, driver.Context), driver)
+    driver._logger = driver.make_logger()  # as the first use of the real driver does
     devices._runtime = devices._Runtime()
     devices.gpus = cuda.gpus = devices._runtime.gpus
     driver._to_core_stream = lambda stream: stream  # cuda.core would ask the real driver

@@ -53,7 +53,6 @@ class Driver:
         self._device = device
         self._numba = numba_driver  # the module that this object takes the place in
         self._events: dict[int, Work | None] = {}
-        self._host_memory: dict[int, np.ndarray] = {}
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the PTX machine does not know {name} of the CUDA driver")
@@ -95,8 +94,7 @@ class Driver:
 
     def cuMemGetInfo(self) -> tuple[int, int]:
         """Return free and total bytes."""
-        used = sum(one.size for one in self.machine.memory.allocations.values())
-        return max(_MEMORY - used, 0), _MEMORY
+        return max(_MEMORY - self.machine.memory.used(), 0), _MEMORY
 
     def cuMemAlloc(self, size: int) -> Any:
         """Return the address of new device memory."""
@@ -104,33 +102,27 @@ class Driver:
         return self._numba.binding.CUdeviceptr(self.machine.memory.allocate(size).address)
 
     def cuMemFree(self, address: Any) -> None:
-        """Free device memory; the driver waits for all work first."""
-        self.machine.streams.wait_for_all()
+        """Free device memory, without waiting for anything: later than any driver."""
         self.machine.memory.free(int(address))
 
     def cuMemHostAlloc(self, size: int, _flags: int) -> int:
         """Return the address of new pinned memory."""
-        self.machine.note("pin", size)
         buffer = np.full(max(size, 1), 0xA5, dtype=np.uint8)
-        address = int(buffer.ctypes.data)
-        self._host_memory[address] = buffer
-        self.machine.pinned[address] = size
-        return address
+        self.machine.pin(int(buffer.ctypes.data), size, buffer)
+        return int(buffer.ctypes.data)
 
     def cuMemFreeHost(self, address: int) -> None:
-        """Free pinned memory; the driver waits for all work first."""
-        self.machine.streams.wait_for_all()
-        del self.machine.pinned[int(address)], self._host_memory[int(address)]
+        """Free pinned memory."""
+        self.machine.unpin(int(address))
 
     def cuMemHostRegister(self, address: int, size: int, _flags: int) -> None:
         """Pin memory of the host."""
-        self.machine.note("pin", size)
-        self.machine.pinned[int(address)] = size
+        self.machine.pin(int(address), size)
 
     def cuMemHostUnregister(self, address: int) -> None:
-        """Unpin it, after all work."""
+        """Unpin it; it is the caller's, so all work is done first."""
         self.machine.streams.wait_for_all()
-        del self.machine.pinned[int(address)]
+        self.machine.unpin(int(address))
 
     def cuMemcpyHtoD(self, target: int, source: int, size: int) -> None:
         """Copy to the device in the default stream."""
@@ -171,7 +163,7 @@ class Driver:
         return self.machine.streams.create(blocking=not flags & _NON_BLOCKING)
 
     def cuStreamDestroy(self, stream: int) -> None:
-        """Do what is left in a stream and forget it."""
+        """Forget a stream; what is left in it is done when all work is waited for."""
         self.machine.streams.destroy(int(stream))
 
     def cuStreamSynchronize(self, stream: int) -> None:

@@ -12,6 +12,7 @@ from gpuhmm.check.ptx.build import c_compiler
 from gpuhmm.check.ptx.driver import COMPUTE_CAPABILITY, Device, Driver
 from gpuhmm.check.ptx.machine import Array, Kernel, Machine, Options
 from gpuhmm.errors import BackendError
+from gpuhmm.hmm.backends import resolve_backend
 
 _installed: list[Machine] = []
 
@@ -19,9 +20,12 @@ _installed: list[Machine] = []
 def install(options: Options | None = None) -> Machine:
     """Make the machine the one CUDA device of this process, and return it.
 
-    To be called before anything uses a device.  BackendError where numba-cuda or a C compiler is missing,
-    or in numba's simulator; RuntimeError the second time.
+    To be called before anything uses a device; the second time the same machine gets new options.
+    BackendError where numba-cuda or a C compiler is missing, or in numba's simulator.
     """
+    if _installed:
+        _installed[0].options = options or Options()
+        return _installed[0]
     if importlib.util.find_spec("numba_cuda") is None:
         raise BackendError(
             "the PTX machine needs numba-cuda: pip install 'gpuhmm[cuda13]' (no GPU, no driver)"
@@ -30,8 +34,6 @@ def install(options: Options | None = None) -> Machine:
 
     if config.ENABLE_CUDASIM:
         raise BackendError("the PTX machine runs compiled kernels: unset NUMBA_ENABLE_CUDASIM")
-    if _installed:
-        raise RuntimeError("the PTX machine is installed already")
     compiler = c_compiler()
     machine = Machine(options)
     cuda: Any = importlib.import_module("numba.cuda")
@@ -47,6 +49,7 @@ def install(options: Options | None = None) -> Machine:
     launcher = _Launcher(machine, cuda)
     dispatcher._Kernel.bind = lambda _kernel: None
     dispatcher._Kernel.launch = launcher.launch_of()
+    resolve_backend.cache_clear()  # there is a device now
     _installed.append(machine)
     return machine
 

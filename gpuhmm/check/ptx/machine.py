@@ -144,7 +144,7 @@ class Machine:
         self.options = options or Options()
         self.memory = Memory()
         self.streams = Streams()
-        self.pinned: dict[int, int] = {}  # host address -> bytes
+        self._pins: dict[int, tuple[int, np.ndarray | None]] = {}  # host address -> bytes, owner
         #: What happened so far, by name; launches also by the kernel's.
         self.totals: Counter[str] = Counter()
         #: (kernel or copy, kind, line of the PTX or '') -> what was found there.
@@ -196,31 +196,35 @@ class Machine:
 
     def upload(self, target: int, source: int, size: int, stream: int, waits: bool) -> None:
         """Copy from the host; what is not pinned is taken at once."""
-        self.memory.find(target, size, "a copy to the device")
+        to = self.memory.find(target, size, "a copy to the device")
         self.note("h2d", size)
-        pinned = self._is_pinned(source, size)
-        data = source if pinned else ctypes.string_at(source, size)
+        pinned = self._pinned(source, size)
+        data = ctypes.string_at(source, size) if pinned is None else source
         if waits:  # the stream is waited for before; only pinned memory is there on return
             self.streams.wait(stream)
-        work = self.streams.put(stream, lambda: self.memory.write(target, data, size, "a copy to the device"))
-        if waits and pinned:
+
+        def copy(_kept: object = pinned) -> None:
+            to.write(target, data, size)
+
+        work = self.streams.put(stream, copy)
+        if waits and pinned is not None:
             self.streams.wait_for(work)
 
     def download(self, target: int, source: int, size: int, stream: int, waits: bool) -> None:
         """Copy to the host; only a copy to pinned memory may be done late."""
-        self.memory.find(source, size, "a copy to the host")
+        of = self.memory.find(source, size, "a copy to the host")
         self.note("d2h", size)
+        pinned = self._pinned(target, size)
 
-        def copy() -> None:
-            unwritten = self.memory.unwritten(source, size, "a copy to the host")
+        def copy(_kept: object = pinned) -> None:
+            unwritten = size - int(np.count_nonzero(of.written_part(source, size)))
             if unwritten:
-                self.find(
-                    "copy to the host", "read before written", "", f"{unwritten} of {size} bytes", unwritten
-                )
+                what = f"{unwritten} of {size} bytes"
+                self.find("copy to the host", "read before written", "", what, unwritten)
             ctypes.memmove(target, source, size)
 
         work = self.streams.put(stream, copy)
-        if waits or not self._is_pinned(target, size):
+        if waits or pinned is None:
             self.streams.wait_for(work)
 
     def move(self, target: int, source: int, size: int, stream: int) -> None:
@@ -231,19 +235,31 @@ class Machine:
 
         def copy() -> None:
             ctypes.memmove(target, source, size)
-            written = of.written[source - of.address :][:size].copy()
-            to.written[target - to.address :][:size] = written
+            to.written_part(target, size)[:] = of.written_part(source, size).copy()
 
         self.streams.put(stream, copy)
 
     def fill(self, target: int, byte: int, size: int, stream: int) -> None:
         """Set bytes, late."""
-        self.memory.find(target, size, "memset")
+        to = self.memory.find(target, size, "memset")
         self.note("memset", size)
-        self.streams.put(stream, lambda: self.memory.write(target, bytes([byte]) * size, size, "memset"))
+        self.streams.put(stream, lambda: to.write(target, bytes([byte]) * size, size))
 
-    def _is_pinned(self, address: int, size: int) -> bool:
-        return any(low <= address and address + size <= low + most for low, most in list(self.pinned.items()))
+    def pin(self, address: int, size: int, buffer: np.ndarray | None = None) -> None:
+        """Take memory of the host as pinned; ``buffer`` lives as long as queued copies need it."""
+        self._pins[address] = size, buffer
+        self.note("pin", size)
+
+    def unpin(self, address: int) -> None:
+        """Take it as pinned no more."""
+        del self._pins[address]
+
+    def _pinned(self, address: int, size: int) -> object:
+        """Return what keeps pinned memory alive, or None for memory that is not pinned."""
+        for low, (most, buffer) in list(self._pins.items()):
+            if low <= address and address + size <= low + most:
+                return self if buffer is None else buffer
+        return None
 
     # launches
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,13 +42,24 @@ class Allocation:
             self._touched = np.zeros(-(-self.size // SECTOR), dtype=np.uint8)
         return self._touched
 
+    def written_part(self, address: int, size: int) -> np.ndarray:
+        """Return ``written`` of these bytes, as a view."""
+        return self.written[address - self.address :][:size]
+
+    def write(self, address: int, data: bytes | int, size: int) -> None:
+        """Store bytes, or what lies at a host address."""
+        ctypes.memmove(address, data, size)
+        self.written_part(address, size)[:] = 1
+
 
 class Memory:
-    """All allocations that live."""
+    """All allocations that live.  Freed memory stays as long as queued work knows its Allocation."""
 
     def __init__(self) -> None:
-        self.allocations: dict[int, Allocation] = {}
+        self._allocations: dict[int, Allocation] = {}
         self._addresses: list[int] = []  # in order
+        self._freed: deque[int] = deque()  # finalizers run anywhere, also in the midst of an allocation
+        self._lock = threading.Lock()
 
     def allocate(self, size: int) -> Allocation:
         """Return a new allocation of which nothing was written; ValueError for no bytes."""
@@ -55,33 +68,37 @@ class Memory:
         buffer = np.full(size + _ALIGNMENT, _POISON, dtype=np.uint8)
         address = -(-buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT
         made = Allocation(address, size, np.zeros(size, dtype=np.uint8), buffer)
-        self.allocations[address] = made
-        self._addresses.insert(bisect_right(self._addresses, address), address)
+        with self._lock:
+            self._forget_freed()
+            self._allocations[address] = made
+            self._addresses.insert(bisect_right(self._addresses, address), address)
         return made
 
     def free(self, address: int) -> None:
         """Forget an allocation; ValueError for an address at which none begins."""
-        if address not in self.allocations:
+        if address not in self._allocations or address in self._freed:
             raise ValueError(f"what is freed must have been allocated (got {address:#x})")
-        del self.allocations[address]
-        self._addresses.remove(address)
+        self._freed.append(address)
+
+    def used(self) -> int:
+        """Return the bytes of all allocations."""
+        with self._lock:
+            self._forget_freed()
+            return sum(one.size for one in self._allocations.values())
 
     def find(self, address: int, size: int, what: str) -> Allocation:
         """Return the allocation that ``[address, address + size)`` lies in; IndexError if none does."""
-        at = bisect_right(self._addresses, address) - 1
-        if at >= 0:
-            found = self.allocations[self._addresses[at]]
-            if address + size <= found.address + found.size:
-                return found
+        with self._lock:
+            self._forget_freed()
+            at = bisect_right(self._addresses, address) - 1
+            if at >= 0:
+                found = self._allocations[self._addresses[at]]
+                if address + size <= found.address + found.size:
+                    return found
         raise IndexError(f"{what}: {size} bytes at {address:#x} must lie in one allocation")
 
-    def write(self, address: int, data: bytes | int, size: int, what: str) -> None:
-        """Store bytes, or what lies at a host address, in device memory."""
-        inside = self.find(address, size, what)
-        ctypes.memmove(address, data, size)
-        inside.written[address - inside.address :][:size] = 1
-
-    def unwritten(self, address: int, size: int, what: str) -> int:
-        """Return how many of these bytes nobody wrote."""
-        inside = self.find(address, size, what)
-        return size - int(np.count_nonzero(inside.written[address - inside.address :][:size]))
+    def _forget_freed(self) -> None:
+        while self._freed:
+            address = self._freed.popleft()
+            del self._allocations[address]
+            self._addresses.remove(address)

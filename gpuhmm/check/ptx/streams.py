@@ -38,6 +38,8 @@ class Streams:
     _streams: dict[int, _Stream] = field(default_factory=lambda: {DEFAULT: _Stream(False)})
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _handles: int = 1000
+    #: The last work of streams that were destroyed.
+    _left: list[Work | None] = field(default_factory=list)
 
     def create(self, blocking: bool) -> int:
         """Return the handle of a new stream; a blocking one is ordered with the default stream."""
@@ -47,9 +49,9 @@ class Streams:
             return self._handles
 
     def destroy(self, handle: int) -> None:
-        """Do what is left in a stream and forget it."""
-        self.wait(handle)
+        """Forget a stream; what is left in it is done when all work is waited for."""
         with self._lock:
+            self._left.append(self._stream(handle).last)
             del self._streams[handle]
 
     def put(self, handle: int, do: Callable[[], None], *after: Work | None) -> Work:
@@ -58,7 +60,7 @@ class Streams:
             stream = self._stream(handle)
             before = [stream.last, *after]
             if handle == DEFAULT:
-                before += [other.last for other in self._streams.values() if other.blocking]
+                before += [other.last for other in self._streams.values() if other.blocking] + self._left
             elif stream.blocking:
                 before.append(self._streams[DEFAULT].last)
             stream.last = Work(do, [work for work in before if work and not work.done])
@@ -72,8 +74,9 @@ class Streams:
     def wait_for_all(self) -> None:
         """Do all work."""
         with self._lock:
-            for stream in self._streams.values():
-                self.wait_for(stream.last)
+            for work in [stream.last for stream in self._streams.values()] + self._left:
+                self.wait_for(work)
+            self._left.clear()
 
     def wait_for(self, work: Work | None) -> None:
         """Do this work after what it depends on."""

@@ -27,6 +27,10 @@ class Device:
     def add_one(self, stream):
         return self.machine.launch(self.kernel, [self.words.address], [self.words], 1, 32, stream)
 
+    def wait_in_default(self):
+        self.machine.streams.put(DEFAULT, lambda: None)
+        self.machine.streams.wait(DEFAULT)
+
     def now(self):
         """Return what every word is now, without waiting for anything."""
         seen = set((ctypes.c_uint64 * 32).from_address(self.words.address))
@@ -90,10 +94,13 @@ def test_work_after_other_work(device):
 
 
 def test_a_destroyed_stream_does_its_work(device):
-    stream = device.stream(False)
-    device.add_one(stream)
-    device.machine.streams.destroy(stream)
-    assert device.now() == 1
+    for blocking, wait in ((False, device.machine.streams.wait_for_all), (True, device.wait_in_default)):
+        stream, before = device.stream(blocking), device.now()
+        device.add_one(stream)
+        device.machine.streams.destroy(stream)
+        assert device.now() == before
+        wait()
+        assert device.now() == before + 1
     with pytest.raises(ValueError, match="a stream must have been created here"):
         device.add_one(stream)
 
@@ -114,7 +121,7 @@ def test_copies_from_memory_that_is_not_pinned_take_it_at_once(device):
 
 def test_copies_from_pinned_memory_take_it_late(device):
     source = np.full(32, 7, dtype=np.uint64)
-    device.machine.pinned[source.ctypes.data] = source.nbytes
+    device.machine.pin(source.ctypes.data, source.nbytes)
     stream = device.stream()
     device.machine.upload(device.words.address, source.ctypes.data, 256, stream, waits=False)
     source[:] = 8
@@ -129,7 +136,7 @@ def test_copies_to_the_host(device):
     device.add_one(stream)
     device.machine.download(there.ctypes.data, device.words.address, 256, stream, waits=False)
     assert there.tolist() == [1] * 32  # it is not pinned: the host waited
-    device.machine.pinned[there.ctypes.data] = there.nbytes
+    device.machine.pin(there.ctypes.data, there.nbytes)
     device.add_one(stream)
     device.machine.download(there.ctypes.data, device.words.address, 256, stream, waits=False)
     assert there.tolist() == [1] * 32
@@ -142,10 +149,10 @@ def test_copies_on_the_device_keep_what_was_not_written(device):
     made = machine.memory.allocate(256)
     machine.move(made.address + 128, device.words.address, 128, DEFAULT)
     machine.streams.wait_for_all()
-    assert machine.memory.unwritten(made.address, 256, "") == 128
+    assert made.written.tolist() == [0] * 128 + [1] * 128
     machine.move(device.words.address, made.address, 256, DEFAULT)
     machine.streams.wait_for_all()
-    assert machine.memory.unwritten(device.words.address, 256, "") == 128
+    assert machine.memory.find(device.words.address, 256, "").written.sum() == 128
 
 
 def test_bytes_are_set_late(device):
@@ -187,3 +194,15 @@ def test_events_are_recorded_while_asked_for(device):
     ]
     assert events[0].counts["load_bytes"] == 256
     assert machine.totals["launch add_one"] == 2
+
+
+def test_freed_memory_stays_while_queued_work_needs_it(device):
+    machine, there = device.machine, np.zeros(32, dtype=np.uint64)
+    made = machine.memory.allocate(256)
+    machine.fill(made.address, 1, 256, DEFAULT)
+    machine.move(device.words.address, made.address, 256, DEFAULT)
+    machine.memory.free(made.address)
+    with pytest.raises(IndexError, match="a copy on the device"):
+        machine.move(device.words.address, made.address, 256, DEFAULT)
+    machine.download(there.ctypes.data, device.words.address, 256, DEFAULT, waits=True)
+    assert there.tolist() == [0x0101010101010101] * 32

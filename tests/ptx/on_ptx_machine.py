@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import test_hmm_selftests as selftests
 from batch_against_calls import batch_and_calls
 from cuda_device import random_seeds
 from ptx_machine import MACHINE
+from recorded import CASES
 from runs_against_words import runs_and_words
 from selftest_process import Process
 from spaces import BASE, RW, anonymous, ask, words
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 import gpuhmm
 from gpuhmm.check.difference import differences
 from gpuhmm.check.fault_script import ImprovisedFaults, JournaledSpace
+from gpuhmm.check.ptx import Kernel
 from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
 from gpuhmm.cli import app
@@ -236,3 +239,64 @@ def walked(case, words, backend, **more):
     except ValueError as error:
         ret = type(error).__name__
     return ret, range_.stats, [array.tolist() for array in mm.journal()]
+
+
+def test_verify_runs_compiled_kernels(tmp_path):
+    name = str(CASES[0])
+    arguments = ["verify", name, "--backend", "cuda", "--ptx", "--cases", "3", "--max-pages", "40", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--save", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["device"].startswith("PTX machine")
+    assert (report["different"], report["kernel_mistakes"]) == (0, [])
+    assert report["cases"] > 20
+    assert MACHINE.options.order == "random"
+
+
+def test_verify_tells_of_a_kernels_mistake(monkeypatch, tmp_path):
+    arguments = ["verify", "--backend", "cuda", "--ptx", "--cases", "1", "--max-pages", "40"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MACHINE, "take_mistakes", lambda: ["plan: race"])
+        result = CliRunner().invoke(app, [*arguments, "--save", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "a kernel's mistake: plan: race" in result.output
+
+
+#: Where kernels store what was asked for.
+STORES = {"stream": "st.global.v2", "scatter": "st.global"}
+
+
+def mutants(ptx, form):
+    """Yield PTX in which one store of words goes to the next item, or swaps the two of a pair."""
+    for i, line in enumerate(ptx):
+        if line.lstrip().startswith(form):
+            item = int(re.search(r"\.[bus](\d+)\s", line)[1]) // 8
+            changed = [re.sub(r"(%rd\d+)(?:\+(-?\d+))?\]", rf"\1+{item}]", line, count=1)]
+            if "{" in line:
+                changed.append(re.sub(r"\{(\S+), (\S+)\}", r"{\2, \1}", line))
+            for other in changed:
+                yield other.strip(), "\n".join([*ptx[:i], other, *ptx[i + 1 :]])
+
+
+def test_a_changed_instruction_is_noticed(monkeypatch):
+    """Words that the compiled kernels leave in the wrong place are found wherever a store was changed."""
+
+    def wrong():
+        mm = anonymous(1536)
+        mm.map_pfns(BASE, np.arange(1, 1025, dtype=np.uint64))
+        mm.map_pfns(BASE + (2 << 21), words(1 << 21), level=2)
+        ask(mm, BASE, 1536, "cuda")
+        mm.set_entry(BASE, 1, 0x5067)  # one table is sent again, by scatter
+        seen = [ask(mm, BASE, 1536, backend)[1].hmm_pfns for backend in ("reference", "cuda")]
+        return bool(MACHINE.take_mistakes()) or not np.array_equal(*seen)
+
+    assert not wrong()
+    tried = 0
+    for key, kernel in list(MACHINE.kernels.items()):
+        if kernel.name in STORES:
+            for line, ptx in mutants(kernel.ptx, STORES[kernel.name]):
+                with monkeypatch.context() as patch:
+                    patch.setitem(MACHINE.kernels, key, Kernel.of(kernel.name, ptx))
+                    assert wrong(), (kernel.name, line)
+                tried += 1
+    assert tried >= 3

@@ -60,7 +60,6 @@ class _Launcher:
     def __init__(self, machine: Machine, cuda: Any) -> None:
         self.machine = machine
         self.cuda = cuda
-        self._kernels: dict[tuple[Any, bool], Kernel] = {}
 
     def launch_of(self) -> Any:
         """Return the method."""
@@ -102,11 +101,12 @@ class _Launcher:
 
     def _compiled(self, kernel: Any) -> Kernel:
         linked = bool(self.machine.options.linked and kernel._codelibrary._lto)
-        if (kernel, linked) not in self._kernels:
+        kernels = self.machine.kernels
+        if (kernel, linked) not in kernels:
             library = kernel._codelibrary
             ptx = library.get_lto_ptx() if linked else library.get_asm_str()
-            self._kernels[kernel, linked] = Kernel.of(kernel.py_func.__name__, ptx)
-        return self._kernels[kernel, linked]
+            kernels[kernel, linked] = Kernel.of(kernel.py_func.__name__, ptx)
+        return kernels[kernel, linked]
 
 
 def _extent(shape_and_strides: list[Any], count: int, item: int) -> int:

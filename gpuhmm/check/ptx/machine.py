@@ -145,6 +145,8 @@ class Machine:
         self.memory = Memory()
         self.streams = Streams()
         self._pins: dict[int, tuple[int, np.ndarray | None]] = {}  # host address -> bytes, owner
+        #: What was translated so far, by whatever numba-cuda's kernel and linked are.
+        self.kernels: dict[tuple[Any, bool], Kernel] = {}
         #: What happened so far, by name; launches also by the kernel's.
         self.totals: Counter[str] = Counter()
         #: (kernel or copy, kind, line of the PTX or '') -> what was found there.

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from ptx_kernels import download, entry, new_machine, place, run, upload
 
+from gpuhmm.check.ptx import Kernel
+
 ORDERS = ["first to last", "last to first", "random"]
 MINE = place(8)
 #: 64 words of shared memory, the thread's own in %rd5 and that of the thread 32 away in %rd6.
@@ -185,7 +187,6 @@ def test_a_finding_says_where():
     machine = new_machine()
     words = upload(machine, np.zeros(64, dtype=np.uint64))
     kernel = entry(f"setp.ne.u32 %p1, %r0, 70; @%p1 ret;\n{MINE} ld.global.u64 %rd1, [%rd0];\nret;")
-    from gpuhmm.check.ptx import Kernel
 
     machine.launch(Kernel.of("k", kernel), [words.address], [words], 2, 64)
     machine.streams.wait_for_all()

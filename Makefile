@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint gpu-test bench clean
+.PHONY: help demo test lint gpu-test ptx bench clean
 
 help:
 	@echo "make demo      walk this shell's own address space"
@@ -10,6 +10,7 @@ help:
 	@echo "make bench     time the CPU back end beside copies; writes benchmarks/results/"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make gpu-test  the tests that need a CUDA device"
+	@echo "make ptx       compiled CUDA kernels at length without a GPU: CASES=2000 VECTORS=folder"
 	@echo "make clean     remove .venv and caches"
 
 .venv/core.done: pyproject.toml
@@ -38,6 +39,11 @@ test: .venv/test.done
 
 gpu-test: .venv/test.done
 	$(BIN)/python -m pytest -m gpu
+
+CASES ?= 2000
+ptx: .venv/test.done
+	GPUHMM_PTX_CASES=$(CASES) $(if $(VECTORS),GPUHMM_VECTORS=$(abspath $(VECTORS))) \
+		$(BIN)/python -m pytest tests/kernels/test_ptx_machine.py
 
 bench: .venv/bench.done
 	$(BIN)/gpuhmm bench --out benchmarks/results/cpu.json

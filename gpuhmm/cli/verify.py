@@ -15,6 +15,7 @@ from gpuhmm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from gpuhmm.check.campaign import Campaign, Finding
+    from gpuhmm.check.ptx import Machine
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Report:
     sets: list[SetCount]
     not_case_files: list[str]
     findings: list[Finding]
+    kernel_mistakes: list[str]
 
 
 def verify(
@@ -75,6 +77,10 @@ def verify(
     stream: Annotated[
         bool, typer.Option(help="Stream whole slots on CUDA, or resolve all of them page by page.")
     ] = True,
+    ptx: Annotated[
+        bool,
+        typer.Option("--ptx", help="With cuda: run compiled kernels on this CPU (C compiler, no GPU)."),
+    ] = False,
     save: Annotated[Path, typer.Option(help="Folder for the cases that differ.")] = Path("differences"),
     loops: Annotated[
         list[Path] | None,
@@ -96,6 +102,9 @@ def verify(
     on both and compared with each other.  A case that differs is made small, saved in a file that
     verify replays, and explained; the exit code is then 1.
 
+    With --ptx, what the CUDA kernels were compiled to is run by a machine that checks every access; a
+    mistake of a kernel is printed, and the exit code is then 1 as well.
+
     With --loops, driver loops recorded in a running kernel are replayed against the model of
     handle_mm_fault: every walk, fault and invalidation, the words and the page tables afterwards.
     """
@@ -114,6 +123,7 @@ def verify(
     if kernel is not None and kernel not in PROFILES:
         raise typer.BadParameter(f"--kernel must be one of {', '.join(PROFILES)} (got {kernel})")
     PATHS.parallel_from, PATHS.stream = parallel_from, stream
+    machine = _ptx_machine(backend, seed) if ptx else None
     info, trusted = resolve_backend(backend), resolve_backend(against)
     files, others = case_files(paths or [])
     if cases is None:
@@ -140,13 +150,23 @@ def verify(
         sets=sets,
         not_case_files=[str(path) for path in others],
         findings=campaign.findings,
+        kernel_mistakes=machine.take_mistakes() if machine else [],
     )
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
     else:
         _print(report)
-    if campaign.different:
+    if campaign.different or report.kernel_mistakes:
         raise typer.Exit(1)
+
+
+def _ptx_machine(backend: str, seed: int) -> Machine:
+    """Put the PTX machine in the place of a GPU, for the rest of this process."""
+    if backend != "cuda":
+        raise typer.BadParameter(f"--ptx runs CUDA kernels: say --backend cuda (got {backend})")
+    from gpuhmm.check.ptx import Options, install
+
+    return install(Options(order="random", seed=seed))
 
 
 def _checked(
@@ -200,6 +220,8 @@ def _print(report: Report) -> None:
         console.print(head, markup=False, soft_wrap=True)
         for line in finding.differences:
             console.print(f"  {line}", markup=False, soft_wrap=True)
+    for mistake in report.kernel_mistakes:
+        console.print(f"a kernel's mistake: {mistake}", markup=False, soft_wrap=True)
     verdict = f"{report.different:,} cases differ" if report.different else "no difference"
     console.print(
         f"{report.backend} ({report.device}) against {report.against}: {report.cases:,} cases, {verdict}",

@@ -40,11 +40,16 @@ def cache_folder() -> str:
         place = source.relative_to(_PACKAGE)
         if place.parts[0] in _COMPILED:
             digest.update(str(place).encode() + b"\0" + source.read_bytes())
-    base = os.environ.get("GPUHMM_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gpuhmm"
-    )
-    _drop_old(Path(base))
-    return os.path.join(base, digest.hexdigest()[:24])
+    base = cache_base()
+    _drop_old(base)
+    return str(base / digest.hexdigest()[:24])
+
+
+def cache_base() -> Path:
+    """Return the folder of all compiled code: GPUHMM_CACHE_DIR, else ``gpuhmm`` in the user's cache."""
+    named = os.environ.get("GPUHMM_CACHE_DIR")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(named) if named else Path(cache) / "gpuhmm"
 
 
 def _drop_old(base: Path) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from gpuhmm.check import vectors
 from gpuhmm.check.campaign import Campaign
 from gpuhmm.check.difference import differences
+from gpuhmm.check.ptx.build import c_compiler
 from gpuhmm.check.replay import recorded_outcome, replay
 from gpuhmm.cli import app
 from gpuhmm.hmm import backends
@@ -131,3 +132,17 @@ def test_offsets_that_do_not_fit_are_refused(tmp_path):
     np.savez(tmp_path / "bent.npz", **arrays)
     with pytest.raises(ValueError, match="events_offsets must rise"):
         vectors.load(tmp_path / "bent.npz")
+
+
+def test_the_ptx_machine_is_refused_where_it_cannot_run(monkeypatch):
+    result = run("--backend", "cpu", "--ptx")
+    assert result.exit_code == 2
+    assert "--backend cuda" in result.output
+    c_compiler.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    result = run("--backend", "cuda", "--ptx")
+    assert result.exit_code == 1
+    assert "needs a C compiler: install gcc or clang, or set CC (got no-such-compiler)" in str(
+        result.exception
+    )
+    c_compiler.cache_clear()

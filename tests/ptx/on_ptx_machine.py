@@ -1,24 +1,25 @@
-"""What ``test_simulator.py`` runs with NUMBA_ENABLE_CUDASIM=1: the CUDA entry points as plain Python."""
+"""What ``test_ptx_machine.py`` runs beside the tests of a GPU: compiled kernels against the reference."""
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 import test_hmm_selftests as selftests
 from batch_against_calls import batch_and_calls
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from numba.core import config
-from recorded import CASES, difference_from_record
+from cuda_device import random_seeds
+from ptx_machine import MACHINE
+from recorded import CASES
 from runs_against_words import runs_and_words
 from selftest_process import Process
 from spaces import BASE, RW, anonymous, ask, words
 from typer.testing import CliRunner
 
 import gpuhmm
-from gpuhmm.check import vectors
 from gpuhmm.check.difference import differences
+from gpuhmm.check.fault_script import ImprovisedFaults, JournaledSpace
+from gpuhmm.check.ptx import Kernel
 from gpuhmm.check.random_case import random_case
 from gpuhmm.check.replay import replay
 from gpuhmm.cli import app
@@ -27,41 +28,19 @@ from gpuhmm.kernels.device_tables import device_tables
 from gpuhmm.kernels.paths import PATHS
 from gpuhmm.mm.entry import encode_swap
 
-MAX_PAGES = 256
-MAX_EVENTS = 1200
 
-assert config.ENABLE_CUDASIM
-
-
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_small_recorded_cases(path):
-    small = [
-        case
-        for case in vectors.load(path)
-        if case.npages <= MAX_PAGES and len(case.recorded.events) <= MAX_EVENTS
-    ]
-    assert len(small) > (0 if path.stem.startswith("shstk") else 20)
-    wrong = {case.name: found for case in small if (found := difference_from_record(case, "cuda"))}
-    assert not wrong
-
-
-def test_random_cases_with_whole_slots():
-    for seed in range(5000, 5040):
-        case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "before linking"])
+def test_random_cases(linked):
+    MACHINE.options.linked = linked
+    for seed in random_seeds(60):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=1 << 14)
         found = differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
         assert not found, (case.name, found)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(st.randoms(use_true_random=False))
-def test_random_cases(rng):
-    case = random_case(rng, "steered by hypothesis", max_pages=64)
-    assert not differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
-
-
 def test_runs_expand_to_the_words():
-    for seed in range(60):
-        runs_and_words(random_case(random.Random(seed), f"random case {seed}", max_pages=96), "cuda")
+    for seed in random_seeds(60):
+        runs_and_words(random_case(random.Random(seed), f"random case {seed}", max_pages=2500), "cuda")
 
 
 @pytest.mark.parametrize("start_page", [0, 1, 511])
@@ -115,12 +94,12 @@ def test_plain_slots_are_not_resolved_page_by_page():
     resolver = CudaResolver(range_)
     assert resolver.resolve(range_.start, range_.end) is None
     # The first slot is not whole, the second has a hole; the two fills are.
-    assert resolver.marks.copy_to_host()[:4].tolist() == [1, 1, 0, 0]
+    assert resolver.marks[:4].copy_to_host().tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("columns", [False, True])
 def test_random_batches(columns):
-    for seed in range(40):
+    for seed in random_seeds(40):
         batch_and_calls(random.Random(seed), "cuda", columns, max_pages=600)
 
 
@@ -164,18 +143,18 @@ def test_a_stream_of_the_caller():
 
 def test_page_by_page_gives_the_same_as_streaming(monkeypatch):
     monkeypatch.setattr(PATHS, "stream", False)
-    for seed in range(5000, 5010):
+    for seed in random_seeds(30, 5000):
         case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
         found = differences(case, "reference", replay(case, "reference"), "cuda", replay(case, "cuda"))
         assert not found, (case.name, found)
 
 
 def test_the_bench_times_the_device_beside_copies_there():
-    arguments = "bench dense-4k thp dense-4k-per-page --size 2MiB --rounds 1 --json --backend cuda"
+    arguments = "bench dense-4k thp --size 2MiB --rounds 1 --json --backend cuda"
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     rows = [row for row in json.loads(result.stdout)["rows"] if row["walker"] == "cuda"]
-    assert [row["baseline"] for row in rows] == ["copy", "fill", "update"]
+    assert [row["baseline"] for row in rows] == ["copy", "fill"]
 
 
 def test_a_device_array_is_walked_in_place():
@@ -211,9 +190,113 @@ def test_scenarios_of_the_kernels_selftest(scenario, coherent):
 
 
 @pytest.mark.parametrize("kernel", ["v5.18", "v6.1"])
-def test_two_devices_in_the_simulator(kernel):
+def test_two_devices(kernel):
     selftests.test_double_map(Process(kernel, "cuda"))
 
 
-def test_the_back_end_says_that_it_is_the_simulator():
-    assert gpuhmm.resolve_backend("cuda").device == "CUDA simulator"
+def test_the_back_end_says_that_it_is_the_machine():
+    assert gpuhmm.resolve_backend("cuda").device.startswith("PTX machine, sm_90, ")
+
+
+def test_random_cases_in_device_arrays():
+    """Words at any multiple of 8 bytes, in the default stream and in one of the caller."""
+    from numba import cuda
+
+    streams = [None, cuda.stream()]
+    for seed in random_seeds(60):
+        case = random_case(random.Random(seed), f"random case {seed}", max_pages=2500)
+        expected = case.hmm_pfns_in.copy()
+        one = walked(case, expected, "reference")
+        at = seed // 2 % 4
+        around = cuda.to_device(np.full(case.npages + 7, 0x5A5A, dtype=np.uint64))
+        inside = around[at : at + case.npages]
+        inside.copy_to_device(case.hmm_pfns_in)
+        cuda.synchronize()
+        assert walked(case, inside, "cuda", stream=streams[seed % 2]) == one, case.name
+        got = around.copy_to_host()
+        assert np.array_equal(got[at : at + case.npages], expected), case.name
+        assert (np.delete(got, np.s_[at : at + case.npages]) == 0x5A5A).all(), case.name
+
+
+def walked(case, words, backend, **more):
+    """Return what a call returned, counted and did; the words are left in ``words``."""
+    faults = ImprovisedFaults(case.fault_seed, case.invalidate_after)
+    mm = case.space(faults, JournaledSpace)
+    notifier = mm.notifier(case.start, case.end)
+    range_ = gpuhmm.HmmRange(
+        notifier,
+        case.start,
+        case.end,
+        words,
+        notifier_seq=notifier.read_begin(),
+        default_flags=case.default_flags,
+        pfn_flags_mask=case.pfn_flags_mask,
+        dev_private_owner=case.dev_private_owner,
+    )
+    faults.watch(notifier)
+    try:
+        ret = gpuhmm.hmm_range_fault(range_, backend=backend, **more)
+    except ValueError as error:
+        ret = type(error).__name__
+    return ret, range_.stats, [array.tolist() for array in mm.journal()]
+
+
+def test_verify_runs_compiled_kernels(tmp_path):
+    name = str(CASES[0])
+    arguments = ["verify", name, "--backend", "cuda", "--ptx", "--cases", "3", "--max-pages", "40", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--save", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["device"].startswith("PTX machine")
+    assert (report["different"], report["kernel_mistakes"]) == (0, [])
+    assert report["cases"] > 20
+    assert MACHINE.options.order == "random"
+
+
+def test_verify_tells_of_a_kernels_mistake(monkeypatch, tmp_path):
+    arguments = ["verify", "--backend", "cuda", "--ptx", "--cases", "1", "--max-pages", "40"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MACHINE, "take_mistakes", lambda: ["plan: race"])
+        result = CliRunner().invoke(app, [*arguments, "--save", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "a kernel's mistake: plan: race" in result.output
+
+
+#: Where kernels store what was asked for.
+STORES = {"stream": "st.global.v2", "scatter": "st.global"}
+
+
+def mutants(ptx, form):
+    """Yield PTX in which one store of words goes to the next item, or swaps the two of a pair."""
+    for i, line in enumerate(ptx):
+        if line.lstrip().startswith(form):
+            item = int(re.search(r"\.[bus](\d+)\s", line)[1]) // 8
+            changed = [re.sub(r"(%rd\d+)(?:\+(-?\d+))?\]", rf"\1+{item}]", line, count=1)]
+            if "{" in line:
+                changed.append(re.sub(r"\{(\S+), (\S+)\}", r"{\2, \1}", line))
+            for other in changed:
+                yield other.strip(), "\n".join([*ptx[:i], other, *ptx[i + 1 :]])
+
+
+def test_a_changed_instruction_is_noticed(monkeypatch):
+    """Words that the compiled kernels leave in the wrong place are found wherever a store was changed."""
+
+    def wrong():
+        mm = anonymous(1536)
+        mm.map_pfns(BASE, np.arange(1, 1025, dtype=np.uint64))
+        mm.map_pfns(BASE + (2 << 21), words(1 << 21), level=2)
+        ask(mm, BASE, 1536, "cuda")
+        mm.set_entry(BASE, 1, 0x5067)  # one table is sent again, by scatter
+        seen = [ask(mm, BASE, 1536, backend)[1].hmm_pfns for backend in ("reference", "cuda")]
+        return bool(MACHINE.take_mistakes()) or not np.array_equal(*seen)
+
+    assert not wrong()
+    tried = 0
+    for key, kernel in list(MACHINE.kernels.items()):
+        if kernel.name in STORES:
+            for line, ptx in mutants(kernel.ptx, STORES[kernel.name]):
+                with monkeypatch.context() as patch:
+                    patch.setitem(MACHINE.kernels, key, Kernel.of(kernel.name, ptx))
+                    assert wrong(), (kernel.name, line)
+                tried += 1
+    assert tried >= 3

@@ -1,8 +1,7 @@
-"""Coalescing over the CUDA back end; ``test_simulator.py`` runs it with NUMBA_ENABLE_CUDASIM=1."""
+"""Coalescing over compiled kernels; ``test_ptx_machine.py`` runs it on the PTX machine."""
 
 import numpy as np
 import pytest
-from numba.core import config
 from scripted_device import ScriptedDevice
 
 from gpuhmm.coalesce.areas import Area, DeviceAreas
@@ -12,8 +11,6 @@ from gpuhmm.coalesce.spaces import spaces_over
 
 BASE = 1 << 40
 PAGES = 1536
-
-assert config.ENABLE_CUDASIM
 
 
 @pytest.mark.parametrize("name", DRIVERS)

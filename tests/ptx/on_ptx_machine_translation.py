@@ -1,18 +1,15 @@
-"""What ``test_simulator.py`` runs with NUMBA_ENABLE_CUDASIM=1: translation, runs and changes."""
+"""Translation, runs and changes by compiled kernels; ``test_ptx_machine.py`` runs it on the PTX machine."""
 
 import random
 
 import numpy as np
 import pytest
-from numba.core import config
 from spaces import BASE, anonymous, words
 from table_images import interesting_addresses, random_image
 
 from gpuhmm.dump import load_tables
 from gpuhmm.image import ReaderSource
 from gpuhmm.translation import mappings, translate, translate_range
-
-assert config.ENABLE_CUDASIM
 
 
 @pytest.mark.parametrize("levels", [4, 5])

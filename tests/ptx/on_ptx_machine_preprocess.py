@@ -1,17 +1,22 @@
-"""What ``test_simulator.py`` runs with NUMBA_ENABLE_CUDASIM=1: preprocessing of recorded faults."""
+"""Preprocessing of recorded faults by compiled kernels; NumPy stands in for CuPy, which needs a GPU."""
 
 import numpy as np
 import pytest
 from fault_traces import fault_traces, random_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core import config
 
 from gpuhmm.coalesce.preprocess import coalesce_trace, cuda
 from gpuhmm.coalesce.preprocess.rules import RULES
 from gpuhmm.coalesce.trace import FaultTrace
 
-assert config.ENABLE_CUDASIM
+
+@pytest.fixture(autouse=True, scope="module")
+def numpy_for_cupy():
+    """Let arrays of the host be arguments of kernels: numba copies them there and back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "_arrays", lambda: np)
+        yield
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

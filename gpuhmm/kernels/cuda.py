@@ -15,7 +15,7 @@ from numba import cuda
 from gpuhmm.hmm.settle import Stop
 from gpuhmm.hmm.walk.arrays import host_arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page, may_fault, walk_constants
-from gpuhmm.hmm.walk.leaf import granted_to_all
+from gpuhmm.hmm.walk.leaf import granted_to_all, plain_bits
 from gpuhmm.hmm.walk.span import NO_STOP
 from gpuhmm.kernels.cpu import extent_end
 from gpuhmm.kernels.cuda_resolve import describe_kernel, merge_kernel, plan_kernel, resolve_kernel
@@ -55,6 +55,7 @@ class CudaResolver:
         self.walk = Walk(*self.host_constants)
         self.cuts_need = bool(asks_by_page(self.walk))
         self.granted = granted_to_all(self.walk)
+        self.plain = plain_bits(self.walk)
         self.constants = cuda.to_device(self.host_constants, stream=self.stream)
         self.tables = device_tables(self.mm)
         self.answer = cuda.device_array(_ANSWER, dtype=np.uint64)
@@ -141,7 +142,7 @@ class CudaResolver:
                 second,
                 self.walk.default_flags,
                 self.walk.pfn_flags_mask,
-                self.walk.shadow_stack,
+                self.plain,
                 self.walk.highest_memmap_pfn,
                 *state,
                 self.inputs,
@@ -151,8 +152,7 @@ class CudaResolver:
         else:
             stream_kernel[slots, THREADS, self.stream](
                 second,
-                self.granted,
-                self.walk.shadow_stack,
+                self.granted | self.plain,
                 self.walk.highest_memmap_pfn,
                 *state,
                 self.words,

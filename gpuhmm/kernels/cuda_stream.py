@@ -16,7 +16,6 @@ from gpuhmm.hmm.words import (
 from gpuhmm.kernels.device_tables import THREADS
 from gpuhmm.kernels.word_pairs import load_pair, store_pair
 from gpuhmm.mm.x86 import (
-    PAGE_PRESENT,
     PAGE_SHIFT,
     PAGE_SPECIAL,
     PTE_PFN_MASK,
@@ -58,7 +57,7 @@ def is_plain(pte: np.uint64, granted: np.uint64, highest_memmap_pfn: np.uint64) 
     ) <= highest_memmap_pfn
 
 
-def stream(second, granted, shadow_stack, highest_memmap_pfn, plans, streams, entries, words, marks):
+def stream(second, granted, highest_memmap_pfn, plans, streams, entries, words, marks):
     """Write the words of every slot that ``streams`` names, all pages making the same request.
 
     One block a slot; ``second`` is the page of the range at which slot 1 begins: slot 0 may begin below
@@ -75,7 +74,7 @@ def stream(second, granted, shadow_stack, highest_memmap_pfn, plans, streams, en
         while pair < _PAIRS:
             at = pair + pair
             one, two = load_pair(entries, row + at)
-            store_pair(words, page + at, plain_word(one, shadow_stack), plain_word(two, shadow_stack))
+            store_pair(words, page + at, plain_word(one), plain_word(two))
             if not (
                 is_plain(one, granted, highest_memmap_pfn) and is_plain(two, granted, highest_memmap_pfn)
             ):
@@ -95,7 +94,7 @@ def stream_asked(
     second,
     default_flags,
     pfn_flags_mask,
-    shadow_stack,
+    granted,
     highest_memmap_pfn,
     plans,
     streams,
@@ -104,7 +103,10 @@ def stream_asked(
     words,
     marks,
 ):
-    """Write the words of every slot that ``streams`` names, each page making its own request."""
+    """Write the words of every slot that ``streams`` names, each page making its own request.
+
+    ``granted`` are the bits of every plain page.
+    """
     slot = U64(cuda.blockIdx.x)
     kind = streams[slot]
     if kind == STREAM_NONE:
@@ -123,13 +125,12 @@ def stream_asked(
         flags_two = cpu_flags
         if kind == STREAM_LEAF:
             one, two = load_pair(entries, row + at)
-            word_one = plain_word(one, shadow_stack)
-            word_two = plain_word(two, shadow_stack)
+            word_one = plain_word(one)
+            word_two = plain_word(two)
             flags_one = word_one
             flags_two = word_two
             if not (
-                is_plain(one, PAGE_PRESENT, highest_memmap_pfn)
-                and is_plain(two, PAGE_PRESENT, highest_memmap_pfn)
+                is_plain(one, granted, highest_memmap_pfn) and is_plain(two, granted, highest_memmap_pfn)
             ):
                 marks[slot] = PAGE_BY_PAGE
         if kind != STREAM_FILL:
@@ -148,7 +149,7 @@ stream_asked_kernel = cuda.jit(stream_asked)
 
 #: Every kernel with the numba types of its arguments, for the compile gate.
 KERNELS = {
-    stream_kernel: "uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1",
+    stream_kernel: "uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1",
     stream_asked_kernel: (
         "uint64, uint64, uint64, uint64, uint64, Array2, Array1, Array1, Array1, Array1, Array1"
     ),

@@ -34,9 +34,8 @@ from gpuhmm.mm.x86 import (
 )
 from gpuhmm.shared import shared
 
-#: From the RW bit of an entry to the WRITE bit of a word, and from D, which shadow stacks make writable.
+#: From the RW bit of an entry to the WRITE bit of a word.
 _RW_TO_WRITE = U64(61)
-_DIRTY_TO_WRITE = U64(56)
 #: Pages by which a table is judged before all of it is looked at.
 _SAMPLE = U64(64)
 #: Pages of a leaf table.
@@ -116,7 +115,7 @@ def all_plain(
 def seem_plain(look: np.uint64, write: np.uint64, granted: np.uint64, walk: Walk, arrays: Arrays) -> Truth:
     """True if the first pages of both tables are plain, those of the first one with ``granted``."""
     return all_plain(look, ZERO, _SAMPLE, granted, walk, arrays) and all_plain(
-        write, ZERO, _SAMPLE, PAGE_PRESENT, walk, arrays
+        write, ZERO, _SAMPLE, plain_bits(walk), walk, arrays
     )
 
 
@@ -150,12 +149,13 @@ def look_and_write_plain(
         every_written = every_written & pte
         some_written = some_written | pte
         beyond_written = beyond_written | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
-        arrays.hmm_pfns[page + i] = plain_word(pte, walk.shadow_stack)
+        arrays.hmm_pfns[page + i] = plain_word(pte)
     plain_seen = ZERO
     if (every_seen & granted) == granted and (some_seen & PAGE_SPECIAL) == ZERO and not beyond_seen:
         plain_seen = ONE
     plain_written = ZERO
-    if (every_written & PAGE_PRESENT) != ZERO and (some_written & PAGE_SPECIAL) == ZERO:
+    plain = plain_bits(walk)
+    if (every_written & plain) == plain and (some_written & PAGE_SPECIAL) == ZERO:
         if not beyond_written:
             plain_written = ONE
     return plain_seen, plain_written
@@ -221,7 +221,8 @@ def write_leaf(
     Where the first of them are plain pages, all are taken for such.  Whether they were is known
     afterwards; if not, they are written again, while still in the cache.
     """
-    if all_plain(row, slot, min(count, _SAMPLE), PAGE_PRESENT, walk, arrays):
+    plain = plain_bits(walk)
+    if all_plain(row, slot, min(count, _SAMPLE), plain, walk, arrays):
         every = ALL_ONES
         some = ZERO
         beyond: Truth = False
@@ -230,19 +231,26 @@ def write_leaf(
             every = every & pte
             some = some | pte
             beyond = beyond | ((pte & PTE_PFN_MASK) >> PAGE_SHIFT > walk.highest_memmap_pfn)
-            arrays.hmm_pfns[page + i] = plain_word(pte, walk.shadow_stack)
-        if (every & PAGE_PRESENT) != ZERO and (some & PAGE_SPECIAL) == ZERO and not beyond:
+            arrays.hmm_pfns[page + i] = plain_word(pte)
+        if (every & plain) == plain and (some & PAGE_SPECIAL) == ZERO and not beyond:
             return
     for i in range(count):
         arrays.hmm_pfns[page + i] = ownerless_word(arrays.leaf[row, slot + i], walk)
     write_owned(row, slot, count, page, walk, arrays)
 
 
-@shared("uint64(uint64, uint64)")
-def plain_word(pte: np.uint64, shadow_stack: np.uint64) -> np.uint64:
-    """ownerless_word of a PTE that is present, not special and not beyond the memory map."""
-    write = ((pte & PAGE_RW) << _RW_TO_WRITE) | ((pte & shadow_stack) << _DIRTY_TO_WRITE)
-    return ((pte & PTE_PFN_MASK) >> PAGE_SHIFT) | HMM_PFN_VALID | write
+@shared("uint64(uint64)")
+def plain_word(pte: np.uint64) -> np.uint64:
+    """ownerless_word of a plain PTE: it has plain_bits, is not special and not beyond the memory map."""
+    return ((pte & PTE_PFN_MASK) >> PAGE_SHIFT) | HMM_PFN_VALID | ((pte & PAGE_RW) << _RW_TO_WRITE)
+
+
+@shared("uint64(Walk)")
+def plain_bits(walk: Walk) -> np.uint64:
+    """Return what every plain PTE has: PRESENT, and with shadow stacks RW, for which D may stand there."""
+    if walk.shadow_stack != ZERO:
+        return PAGE_PRESENT | PAGE_RW
+    return PAGE_PRESENT
 
 
 @shared("boolean(uint64, uint64, Walk, Arrays)")

@@ -74,7 +74,7 @@ def _dump(path: Path) -> dict[str, Any]:
         return {
             "dump": str(path),
             **{name: value for name, value in image.describe().items() if name not in ("memory", "path")},
-            "kernel_release": "not found" if release is None else f"{release[0]} ({release[1]})",
+            "release": "not found" if release is None else f"{release[0]} ({release[1]})",
             "cr3_of_processors": [f"{cr3:#x}" for cr3 in image.cr3s],
             "levels": image.levels if image.levels is not None else "not said",
             "cr3_candidates": [

@@ -74,7 +74,7 @@ def test_info_of_a_snapshot_and_of_a_dump(image, tmp_path):
     assert "checksums: not checked" in run("info", tmp_path / "saved", "--no-verify")
     said = json.loads(run("info", image, "--json"))
     assert [root["cr3"] for root in said["cr3_candidates"]] == [hex(CR3)]
-    assert said["kernel_release"] == "not found"
+    assert said["release"] == "not found"
     assert f"cr3 {CR3:#x}, levels 4, user_entries 4" in run("info", image)
 
 

@@ -46,7 +46,9 @@ def test_the_banner_of_the_mapped_image_counts_before_others(tmp_path):
     )
 
 
-def test_a_banner_may_reach_over_pages_that_lie_apart():
+@pytest.mark.parametrize("chunk", [1, 4096])
+def test_a_banner_may_reach_over_pages_that_lie_apart(monkeypatch, chunk):
+    monkeypatch.setattr("gpuhmm.dump.release._CHUNK_PAGES", chunk)
     memory = bytearray(machine([((40 << 12) - 40, b"6.17.13")])[1])
     # The page behind page 39 by address is page 44: move the rest of the banner there.
     memory[44 << 12 : 45 << 12] = memory[40 << 12 : 41 << 12]

@@ -106,6 +106,7 @@ def test_there_is_no_marker_where_there_are_no_guard_pages(monkeypatch):
     assert running.guard_marker() is None
 
 
+@needs_pfns
 def test_a_guard_page_is_a_marker(child):
     pid, areas, done = child
     if not done["guard"]:

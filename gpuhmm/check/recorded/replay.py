@@ -33,9 +33,8 @@ from gpuhmm.memory.fault.model import FaultModel
 from gpuhmm.memory.pages.filemap import File
 from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm.entry import DEVMAP, PSE
+from gpuhmm.mm.entry import is_leaf
 from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
-from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import MAX_PFN, level_shift
@@ -102,7 +101,9 @@ def _drive(call: RecordedCall, mm: AddressSpace, backend: str, trace: list[Any],
     notifier = mm.notifier(call.start, call.end, invalidate)
     words = call.words("in").copy()
     stats = RangeStats(trace=trace)
-    most = call.number("max_tries")
+    # A recording without a limit ended by itself: one try more is a difference already.
+    limited = "max_tries" in call.file.arrays
+    most = call.number("max_tries") if limited else call.number("tries") + 1
     while True:
         done.tries += 1
         range_ = HmmRange(
@@ -139,10 +140,11 @@ def build(call: RecordedCall, trace: list[Any]) -> Given:
         levels=call.levels,
         root_pfn=call.root_pfn,
         vmas=[_vma(memory, vma, files) for vma in call.vmas],
-        kernel=V6_1,
+        kernel=call.kernel,
         zero_pfn=call.number("zero_pfn"),
         huge_zero_pfn=call.number("huge_zero_pfn"),
         highest_memmap_pfn=MAX_PFN - 1,
+        shstk=call.file.shstk(call.index),
         faults=_TracedModel(trace),
         memory=memory,
     )
@@ -224,6 +226,6 @@ def _list_level(
         past = min(((va >> shift) + 1) << shift, end)
         entry = mm.entry(va, level)
         found[level, va >> shift << shift] = entry
-        if entry and not (level <= 3 and entry & (PSE | DEVMAP)):
+        if entry and not is_leaf(entry, level, mm.kernel.huge_bits):
             _list_level(mm, level - 1, va, past, found)
         va = past

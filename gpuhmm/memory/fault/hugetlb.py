@@ -8,7 +8,7 @@ from __future__ import annotations
 from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_HWPOISON
-from gpuhmm.mm.entry import DIRTY, PROTNONE, PSE, RW, A, P, is_none, mk_pte, pfn_of, swp_type_of
+from gpuhmm.mm.entry import DIRTY, PROTNONE, PSE, RW, A, P, is_none, mk_pte, mkwrite, pfn_of, swp_type_of
 from gpuhmm.mm.handler import (
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_OOM,
@@ -88,13 +88,13 @@ def hugetlb_wp(vmf: Fault, level: int, entry: int) -> int:
     vma, memory = vmf.vma, vmf.memory
     order = vma.page_shift - 12
     if vma.flags & VM_SHARED:
-        vmf.store(level, entry | RW | DIRTY)
+        vmf.store(level, mkwrite(vmf.mm.kernel, entry | DIRTY))
         return 0
     old = _old_page(vmf, entry)
     page = memory.pages.page(old)
     if page.mapcount == 1 and page.flags & PG_ANON:
         memory.pages.set_flags(old, PG_ANON_EXCLUSIVE)
-        vmf.store(level, entry | RW | DIRTY)
+        vmf.store(level, mkwrite(vmf.mm.kernel, entry | DIRTY))
         return 0
     pfn = memory.alloc_huge_page(order)
     if pfn is None:

@@ -20,6 +20,7 @@ from gpuhmm.memory.pages.page import (
     PG_TABLE,
     SECTION_SHIFT,
 )
+from gpuhmm.memory.pages.rmap import is_dax_page
 from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.mm.entry import (
     NONE,

@@ -172,7 +172,7 @@ def swp_pfn(mm: AddressSpace, entry: int) -> int:
 
 
 def lasting_marker(kernel: KernelProfile, entry: int) -> int:
-    """Return the bits of a PTE marker that outlive userfaultfd: poison and guard, where the kernel has them."""
+    """Return the bits of a PTE marker that outlive userfaultfd: poison and guard, if the kernel has them."""
     return swp_offset(entry) & kernel.pte_marker_mask & (PTE_MARKER_POISONED | PTE_MARKER_GUARD)
 
 

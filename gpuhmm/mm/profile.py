@@ -81,12 +81,14 @@ class KernelProfile:
     manual_write_upgrade: bool
     #: The PTEs of a huge page that is split are dirty if it was (mm/huge_memory.c, from v6.3 on).
     split_keeps_dirty: bool
-    #: A page that only one process has comes back from swap writable for a read, too (mm/memory.c:do_swap_page).
+    #: A page that only one process has comes back from swap writable even if it is only read.
     swap_in_writable: bool
     #: uffd-wp markers stand for untouched anonymous memory, too (v6.4, UFFD_FEATURE_WP_UNPOPULATED).
     anon_uffd_wp_markers: bool
     #: A write to the huge zero page brings a huge page (mm/huge_memory.c:do_huge_zero_wp_pmd), else a split.
     huge_zero_page_replaced: bool
+    #: The huge zero page is mapped as special (mm/huge_memory.c:set_huge_zero_folio).
+    huge_zero_page_special: bool
     #: A fault on a device-private PMD brings its 2 MiB back (mm/huge_memory.c:do_huge_pmd_device_private).
     device_private_pmd_faults: bool
     #: Faults are made after the walk, and their errno tells what went wrong.
@@ -245,6 +247,7 @@ V5_18 = KernelProfile(
     swap_in_writable=False,
     anon_uffd_wp_markers=False,
     huge_zero_page_replaced=False,
+    huge_zero_page_special=False,
     device_private_pmd_faults=False,
     faults_after_walk=False,
 )
@@ -289,7 +292,7 @@ V6_17 = replace(
     hmm_pfn_sticky=0x7 << 58,  # DMA_MAPPED, P2PDMA, P2PDMA_BUS
 )
 
-V6_18 = replace(V6_17, name="v6.18", device_private_pmd=True)
+V6_18 = replace(V6_17, name="v6.18", device_private_pmd=True, huge_zero_page_special=True)
 
 V7_0 = replace(
     V6_18,

@@ -30,8 +30,10 @@ from gpuhmm.mm.entry import (
     PROTNONE,
     PSE,
     RW,
+    SOFT_DIRTY,
     SPECIAL,
     SWP_EXCLUSIVE,
+    D,
     P,
     huge_pfn_of,
     pfn_of,
@@ -215,6 +217,17 @@ def migrated_page(given: Given) -> bool:
     return len(moves) > 1
 
 
+def no_soft_dirty(given: Given) -> bool:
+    """A kernel whose PTEs are written without being soft-dirty has no CONFIG_MEM_SOFT_DIRTY: none ever is."""
+    ptes = [
+        entry
+        for when in (given.call.before, given.call.after)
+        for (level, _), entry in when.items()
+        if level == 1 and entry & P
+    ]
+    return any(pte & RW and pte & D for pte in ptes) and not any(pte & SOFT_DIRTY for pte in ptes)
+
+
 #: In the order in which they are applied.
 FACTS: list[Fact] = [
     device_owner,
@@ -230,4 +243,5 @@ FACTS: list[Fact] = [
     exclusive_huge_page,
     hugetlb_pool,
     migrated_page,
+    no_soft_dirty,
 ]

@@ -25,7 +25,7 @@ from gpuhmm.check.recorded.call import (
     RecordedCall,
     RecordedVma,
 )
-from gpuhmm.check.recorded.facts import FACTS, Fact
+from gpuhmm.check.recorded.facts import FACTS, Fact, no_soft_dirty
 from gpuhmm.check.recorded.given import Given
 from gpuhmm.hmm.backends import hmm_range_fault
 from gpuhmm.hmm.ranges import HmmRange, RangeStats, WalkStep
@@ -33,7 +33,7 @@ from gpuhmm.memory.fault.model import FaultModel
 from gpuhmm.memory.pages.filemap import File
 from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm.entry import is_leaf
+from gpuhmm.mm.entry import SOFT_DIRTY, P, is_leaf
 from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
@@ -86,6 +86,11 @@ def replay(call: RecordedCall, backend: str, *, with_facts: bool = True) -> Repl
         done.facts = [fact for fact in FACTS if fact(given)]
     _drive(call, given.mm, backend, trace, done)
     done.after = listed_entries(given.mm, call.start, call.end)
+    if no_soft_dirty in done.facts:
+        done.after = {
+            key: entry & ~SOFT_DIRTY if entry & P and key[0] == 1 else entry
+            for key, entry in done.after.items()
+        }
     return done
 
 
@@ -93,8 +98,8 @@ def _drive(call: RecordedCall, mm: AddressSpace, backend: str, trace: list[Any],
     def invalidate(sub: MmuIntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
         sub.set_seq(cur_seq)
         done.events.append(Event(range_.start, range_.end, range_.event, done.tries - 1))
-        if range_.event == MMU_NOTIFY_MIGRATE:
-            # migrate_vma_collect walks the range under this invalidation
+        if range_.event == MMU_NOTIFY_MIGRATE and call.file.has_walk_returns:
+            # migrate_vma_collect walks the range under this invalidation; newer recordings leave it out
             trace.append(Call(WALK_PAGE_RANGE, range_.start, range_.end, 0))
         return True
 

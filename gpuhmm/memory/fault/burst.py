@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.memory.fault.handle import handle_mm_fault
-from gpuhmm.memory.fault.huge import hugepage_vma_check
+from gpuhmm.memory.fault.huge import huge_zero_pmd, hugepage_vma_check
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_TABLE, SECTION_MASK, SECTION_PAGES
 from gpuhmm.mm.entry import DIRTY, NONE, PMD_SIZE, PROTNONE, PSE, RW, SPECIAL, TABLE, A, P, mk_pte
@@ -171,7 +171,7 @@ class _Burst:
             zero = self.mm.huge_zero_pfn
             if zero == NO_PFN:
                 return 0  # the first fault allocates it
-            entry = mk_pte(zero, self.vma.vm_page_prot) | PSE
+            entry = huge_zero_pmd(self.mm, self.vma)
             self.tables.store(2, row, slot, np.full(count, entry, dtype=_U64))
             return count * 512
         pfn, count = self.memory.free.take_blocks(9, count)

@@ -5,6 +5,8 @@ Source: mm/huge_memory.c, mm/memory.c:create_huge_pmd, wp_huge_pmd (v6.1).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from gpuhmm.memory.fault.dax import dax_iomap_pmd_fault
@@ -40,8 +42,12 @@ from gpuhmm.mm.vma import (
     VM_SPECIAL,
     VM_UFFD_MISSING,
     VM_UFFD_WP,
+    Vma,
 )
 from gpuhmm.mm.x86 import NO_PFN
+
+if TYPE_CHECKING:
+    from gpuhmm.memory.space import AddressSpace
 
 _U64 = np.uint64
 
@@ -77,7 +83,7 @@ def do_huge_pmd_anonymous_page(vmf: Fault) -> int:
             return VM_FAULT_FALLBACK
         if vma.flags & VM_UFFD_MISSING:
             return VM_FAULT_SIGBUS
-        vmf.store(2, mk_pte(pfn, vmf.prot) | PSE)
+        vmf.store(2, huge_zero_pmd(vmf.mm, vmf.vma))
         return 0
     page = vmf.memory.alloc_page(9)
     if page is None:
@@ -88,6 +94,12 @@ def do_huge_pmd_anonymous_page(vmf: Fault) -> int:
     page_add_new_anon_rmap(vmf.memory, page, vma.index(vmf.va & -PMD_SIZE), 9)
     vmf.store(2, vmf.maybe_mkwrite(mk_pte(page, vmf.prot) | PSE | DIRTY))
     return 0
+
+
+def huge_zero_pmd(mm: AddressSpace, vma: Vma) -> int:
+    """Return the entry of the huge zero page in an area (set_huge_zero_folio)."""
+    special = SPECIAL if mm.kernel.huge_zero_page_special else 0
+    return mk_pte(mm.huge_zero_pfn, vma.vm_page_prot) | PSE | special
 
 
 def wp_huge_pmd(vmf: Fault, pmd: int) -> int:

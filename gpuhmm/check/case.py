@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.handler import FaultHandler
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.vma import Vma
 
@@ -57,7 +58,7 @@ class Case:
     """
 
     name: str
-    kernel: str
+    kernel: str | KernelProfile
     levels: int
     start: int
     end: int

@@ -23,6 +23,7 @@ from gpuhmm.hmm.words import (
     word_layout,
 )
 from gpuhmm.mm import handler as faults
+from gpuhmm.mm.profile import KernelProfile
 
 _CALLS = {
     HANDLE_MM_FAULT: "handle_mm_fault",
@@ -72,7 +73,7 @@ def errno_name(ret: int) -> str:
     return f"-{errno.errorcode.get(-ret, str(-ret))}" if ret < 0 else str(ret)
 
 
-def hmm_pfn_words(word: np.uint64, kernel: str) -> str:
+def hmm_pfn_words(word: np.uint64, kernel: str | KernelProfile) -> str:
     """Return an HMM_PFN word of ``kernel`` as words."""
     layout = word_layout(kernel)
     flags = {

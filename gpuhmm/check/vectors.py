@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuhmm.check.case import Case, Outcome
-from gpuhmm.mm.profile import PROFILES
+from gpuhmm.mm.profile import PROFILES, kernel_profile
 from gpuhmm.mm.tables import Words
 from gpuhmm.results.partial_file import whole_file
 
@@ -139,7 +139,7 @@ def save(path: Path, cases: Sequence[Case]) -> None:
                 f"{case.name} must share kernel, zero PFNs, device owners and shstk with {first.name}"
             )
     arrays: dict[str, Any] = {
-        "abi": first.kernel,
+        "abi": kernel_profile(first.kernel).name,
         "zero_pfn": np.uint64(first.zero_pfn),
         "huge_zero_pfn": np.uint64(first.huge_zero_pfn),
         "highest_memmap_pfn": np.uint64(first.highest_memmap_pfn),

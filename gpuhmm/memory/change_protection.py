@@ -10,8 +10,9 @@ from collections.abc import Callable
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
+from gpuhmm.memory.fault.write_upgrade import can_change_pmd_writable, can_change_pte_writable
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
-from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM
+from gpuhmm.memory.pages.page import PG_KSM
 from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
 from gpuhmm.memory.pmd_range import PmdPart, split_to_ptes, walk_pmd_range
 from gpuhmm.mm.entry import (
@@ -19,10 +20,9 @@ from gpuhmm.mm.entry import (
     PROTNONE,
     PSE,
     RW,
-    SOFT_DIRTY,
     SWP_EXCLUSIVE,
-    D,
     P,
+    mkwrite,
     pmd_modify,
     pte_modify,
     swp_type_of,
@@ -125,31 +125,29 @@ def _change_hugetlb(mm: AddressSpace, vma: Vma, start: int, end: int, change: Ch
 def mprotect_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> int:
     """Return an entry under the protection that its area has by now.
 
-    RW is not given back to a huge page before it is written to, to a small one if no fault would have
-    to notice (can_change_pte_writable).
+    RW is given back if no fault would have to notice (can_change_pte_writable), before v6.2 not to huge
+    pages.
     """
     if not entry & (P | PROTNONE):
         return _swap_entry(mm, entry)
-    new = _modified(vma, entry, vma.vm_page_prot, level)
-    if level == 1 and vma.flags & VM_WRITE and not new & RW and _can_change_pte_writable(mm, vma, va, new):
-        new |= RW
-    return new
+    new = _modified(mm, vma, entry, vma.vm_page_prot, level)
+    if vma.is_hugetlb or not vma.flags & VM_WRITE or new & RW:
+        return new
+    can_change = can_change_pte_writable if level == 1 else can_change_pmd_writable
+    return mkwrite(mm.kernel, new) if can_change(mm, vma, va, new) else new
 
 
-def _modified(vma: Vma, entry: int, prot: int, level: int) -> int:
+def _modified(mm: AddressSpace, vma: Vma, entry: int, prot: int, level: int) -> int:
     if level > 1 and not vma.is_hugetlb:
-        return pmd_modify(entry, prot)
-    return pte_modify(entry, prot, PSE if level > 1 else 0)
+        return pmd_modify(mm.kernel, entry, prot)
+    return pte_modify(mm.kernel, entry, prot, PSE if level > 1 else 0)
 
 
-def _can_change_pte_writable(mm: AddressSpace, vma: Vma, va: int, pte: int) -> bool:
-    if pte & (P | PROTNONE) == PROTNONE or not pte & SOFT_DIRTY:
-        return False
-    if vma.flags & VM_SHARED:
-        return bool(pte & D)
-    pfn = vm_normal_page(mm, vma, va, pte)
-    wanted = PG_ANON | PG_ANON_EXCLUSIVE
-    return pfn is not None and mm.memory.pages.flags(pfn) & wanted == wanted and mm.kernel.has_anon_exclusive
+def write_upgraded(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> int:
+    """Return the entry writable where no fault has to notice the next write: from v6.2 on."""
+    can_change = can_change_pte_writable if level == 1 else can_change_pmd_writable
+    upgrades = mm.kernel.manual_write_upgrade and not vma.is_hugetlb
+    return mkwrite(mm.kernel, entry) if upgrades and can_change(mm, vma, va, entry) else entry
 
 
 def _swap_entry(mm: AddressSpace, entry: int) -> int:
@@ -186,7 +184,7 @@ def change_prot_numa(mm: AddressSpace, start: int, end: int) -> int:
 
 
 def numa_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> int:
-    """Return the entry as a NUMA hint: without access, but remembering whether it was writable."""
+    """Return the entry as a NUMA hint: without access, before v6.2 remembering whether it was writable."""
     if not entry & P:
         return entry
     if level == 1:
@@ -197,5 +195,5 @@ def numa_entry(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> i
             return entry  # shared copy-on-write: whoever writes gets a page of its own anyway
     elif huge_normal_page(mm, vma, va, entry) is None:
         return entry
-    hint = _modified(vma, entry, PROTNONE, level)
-    return hint | RW if entry & RW else hint
+    hint = _modified(mm, vma, entry, PROTNONE, level)
+    return hint | RW if entry & RW and not mm.kernel.manual_write_upgrade else hint

@@ -16,7 +16,7 @@ from gpuhmm.memory.pages.rmap import huge_normal_page, vm_normal_page
 from gpuhmm.memory.pmd_range import split_to_ptes, walk_pmd_range
 from gpuhmm.memory.vmscan import swap_out
 from gpuhmm.memory.zap import drop_entry, zap_page_range
-from gpuhmm.mm.entry import NONE, PROTNONE, A, D, P, swp_type_of
+from gpuhmm.mm.entry import NONE, PROTNONE, A, P, swp_type_of
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.vma import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_PFNMAP, VM_SHARED, Vma
 
@@ -96,7 +96,7 @@ def _madvise_free(mm: AddressSpace, vma: Vma, start: int, end: int) -> int:
 def _free_huge_pmd(mm: AddressSpace, vma: Vma, va: int, pmd: int) -> None:
     pfn = huge_normal_page(mm, vma, va, pmd) if pmd & P else None
     if pfn is not None and mm.memory.pages.mapcount(pfn) == 1:
-        mm.page_tables.set_entry(va, 2, pmd & ~(A | D))
+        mm.page_tables.set_entry(va, 2, pmd & ~(A | mm.kernel.dirty_bits))
 
 
 def _free_pte(mm: AddressSpace, vma: Vma, va: int) -> None:
@@ -115,4 +115,4 @@ def _free_pte(mm: AddressSpace, vma: Vma, va: int) -> None:
     if pages.flags(pfn) & PG_SWAPCACHE and not mm.memory.free_swap(pfn):
         return
     pages.set_flags(pfn, PG_LAZYFREE)
-    mm.page_tables.set_entry(va, 1, pte & ~(A | D))
+    mm.page_tables.set_entry(va, 1, pte & ~(A | mm.kernel.dirty_bits))

@@ -27,7 +27,6 @@ from gpuhmm.memory.pages.rmap import (
 from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.memory.pmd_range import PmdPart, walk_pmd_range
 from gpuhmm.mm.entry import (
-    DEVMAP,
     DIRTY,
     NONE,
     PROTNONE,
@@ -37,13 +36,15 @@ from gpuhmm.mm.entry import (
     SWP_UFFD_WP,
     UFFD_WP,
     A,
-    D,
     P,
+    encode_swap,
+    lasting_marker,
     pfn_of,
     swp_offset,
     swp_pfn,
     swp_type_of,
     swp_with_type,
+    wrprotect,
 )
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_PROTECTION_PAGE
@@ -111,7 +112,7 @@ def _has_anon_pages(mm: AddressSpace, vma: Vma) -> bool:
     """True if the area has pages of its own, or had before they were swapped out (anon_vma)."""
     for part in walk_pmd_range(mm, vma.start, vma.end):
         if not part.is_table:
-            if not part.pmd & DEVMAP:
+            if not part.pmd & mm.kernel.page_devmap:
                 return True
             continue
         for va in part.ptes:
@@ -148,8 +149,9 @@ def _copy_huge_pmd(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, pmd
     if pfn is not None and not page_try_dup_anon_rmap(mm.memory, pfn, 9):
         split_huge_pmd(Fault(mm, vma, va, 0))
         return None
-    mm.page_tables.set_entry(va, 2, pmd & ~RW)
-    return _store(child, va, 2, pmd & ~(RW | A))
+    pmd = wrprotect(mm.kernel, pmd)
+    mm.page_tables.set_entry(va, 2, pmd)
+    return _store(child, va, 2, pmd & ~A)
 
 
 def _store(mm: AddressSpace, va: int, level: int, entry: int) -> bool:
@@ -179,9 +181,9 @@ def _copy_pte(mm: AddressSpace, child: AddressSpace, vma: Vma, va: int, private:
         memory.pages.get(pfn)
         page_add_rmap(memory, pfn)
     if private and pte & RW:
-        pte &= ~RW
+        pte = wrprotect(mm.kernel, pte)
         mm.page_tables.set_entry(va, 1, pte)
-    child.page_tables.set_entry(va, 1, pte & ~(A | UFFD_WP | (0 if private else D)))
+    child.page_tables.set_entry(va, 1, pte & ~(A | UFFD_WP | (0 if private else mm.kernel.dirty_bits)))
     return True
 
 
@@ -213,7 +215,10 @@ def _copy_nonpresent_pte(mm: AddressSpace, child: AddressSpace, va: int, pte: in
         if private and swp_type == kernel.swp_device_write:
             pte = swp_with_type(pte, kernel.swp_device_read)
     elif swp_type == kernel.swp_pte_marker:
-        return True  # the child has no userfaultfd
+        lasting = lasting_marker(kernel, pte)  # the child has no userfaultfd
+        if lasting:
+            child.page_tables.set_entry(va, 1, encode_swap(swp_type, lasting))
+        return True
     mm.page_tables.set_entry(va, 1, pte)
     child.page_tables.set_entry(va, 1, pte & ~SWP_UFFD_WP)
     return True
@@ -232,7 +237,7 @@ def _copy_hugetlb(mm: AddressSpace, child: AddressSpace, vma: Vma, private: bool
         if entry & (P | PROTNONE):
             pfn = pfn_of(entry)
             if private:
-                entry &= ~RW
+                entry = wrprotect(mm.kernel, entry)
                 mm.page_tables.set_entry(va, level, entry)
             if mm.memory.pages.refcount(pfn):
                 page_try_dup_anon_rmap(mm.memory, pfn)

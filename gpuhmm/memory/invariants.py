@@ -20,9 +20,9 @@ from gpuhmm.memory.pages.page import (
     PG_TABLE,
     SECTION_SHIFT,
 )
+from gpuhmm.memory.pages.rmap import is_dax_page
 from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.mm.entry import (
-    DEVMAP,
     NONE,
     PMD_SIZE,
     PROTNONE,
@@ -124,22 +124,22 @@ def _count_area(mm: AddressSpace, vma: Vma, counts: _Counts) -> None:
             row, first = mm.page_tables.row(va, 1), va >> 12 & 511
             entries = mm.page_tables.leaf[row, first : first + ((past - va) >> 12)]
             for i in np.flatnonzero(entries).tolist():
-                _count_pte(mm, int(entries[i]), counts)
+                _count_pte(mm, vma, va + (i << 12), int(entries[i]), counts)
             va = past
             continue
         entry = mm.entry(va, level)
         if entry & ~NONE and level <= 3:
-            _count_huge(mm, vma, entry, counts)
+            _count_huge(mm, vma, va & -step, entry, counts)
         va = (va & -step) + step
 
 
-def _count_pte(mm: AddressSpace, pte: int, counts: _Counts) -> None:
+def _count_pte(mm: AddressSpace, vma: Vma, va: int, pte: int, counts: _Counts) -> None:
     if not pte & ~NONE:
         return
     pages, kernel = mm.memory.pages, mm.kernel
     if pte & (P | PROTNONE):
         pfn = pfn_of(pte)
-        if not pte & (SPECIAL | DEVMAP) and pfn != mm.zero_pfn:
+        if not pte & SPECIAL and pfn != mm.zero_pfn and not is_dax_page(mm, vma, va, pte, pfn):
             counts.entries[pfn] += 1
             counts.references[pages.head(pfn)] += 1
         return
@@ -157,8 +157,8 @@ def _count_pte(mm: AddressSpace, pte: int, counts: _Counts) -> None:
         counts.references[pages.head(pfn)] += 1
 
 
-def _count_huge(mm: AddressSpace, vma: Vma, entry: int, counts: _Counts) -> None:
-    if not entry & (P | PROTNONE) or not entry & PSE or entry & DEVMAP:
+def _count_huge(mm: AddressSpace, vma: Vma, va: int, entry: int, counts: _Counts) -> None:
+    if not entry & (P | PROTNONE) or not entry & PSE:
         return
     pages = mm.memory.pages
     if vma.is_hugetlb:
@@ -168,7 +168,7 @@ def _count_huge(mm: AddressSpace, vma: Vma, entry: int, counts: _Counts) -> None
         counts.references[pfn] += 1
         return
     pfn = huge_pfn_of(entry)
-    if pfn != mm.huge_zero_pfn:
+    if pfn != mm.huge_zero_pfn and not is_dax_page(mm, vma, va, entry, pfn):
         for i in range(512):
             counts.entries[pfn + i] += 1
         counts.references[pages.head(pfn)] += 1

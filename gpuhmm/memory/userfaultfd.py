@@ -11,9 +11,9 @@ from __future__ import annotations
 from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING
 
-from gpuhmm.memory.change_protection import change_protection
+from gpuhmm.memory.change_protection import change_protection, write_upgraded
 from gpuhmm.memory.mmap import cuts_hugetlb, invalid_range
-from gpuhmm.mm.entry import NONE, PROTNONE, RW, SWP_UFFD_WP, UFFD_WP, P, swp_type_of
+from gpuhmm.mm.entry import NONE, PROTNONE, SWP_UFFD_WP, UFFD_WP, P, lasting_marker, swp_type_of, wrprotect
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.vma import VM_UFFD_MISSING, VM_UFFD_WP, Vma
 
@@ -78,13 +78,15 @@ def userfaultfd_writeprotect(mm: AddressSpace, start: int, end: int, enable: boo
 
 def _protected(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> int:
     if entry & (P | PROTNONE):
-        return (entry | UFFD_WP) & ~RW
-    return entry | SWP_UFFD_WP if entry & ~NONE else entry
+        return wrprotect(mm.kernel, entry | UFFD_WP)
+    if not entry & ~NONE or swp_type_of(entry) == mm.kernel.swp_pte_marker:
+        return entry
+    return entry | SWP_UFFD_WP
 
 
 def _resolved(mm: AddressSpace, vma: Vma, va: int, entry: int, level: int) -> int:
     if entry & (P | PROTNONE):
-        return entry & ~UFFD_WP
+        return write_upgraded(mm, vma, va, entry & ~UFFD_WP, level)
     if swp_type_of(entry) == mm.kernel.swp_pte_marker:
-        return 0
+        return entry if lasting_marker(mm.kernel, entry) else 0
     return entry & ~SWP_UFFD_WP

@@ -14,7 +14,7 @@ from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE, PG_KSM
 from gpuhmm.memory.pages.rmap import page_remove_rmap, vm_normal_page
 from gpuhmm.memory.pages.swapfile import SLOT_TYPE_SHIFT
 from gpuhmm.memory.pmd_range import split_to_ptes, walk_pmd_range
-from gpuhmm.mm.entry import NONE, PROTNONE, SWP_EXCLUSIVE, D, P, encode_swap, swp_flags
+from gpuhmm.mm.entry import NONE, PROTNONE, SWP_EXCLUSIVE, P, encode_swap, swp_flags
 from gpuhmm.mm.mmap_lock import write_locked
 from gpuhmm.mm.vma import VM_LOCKED, VM_PFNMAP, Vma
 
@@ -74,7 +74,7 @@ def _anon_page_out(mm: AddressSpace, va: int, pte: int, pfn: int) -> bool:
     memory = mm.memory
     flags = memory.pages.flags(pfn)
     entry = 0
-    if not flags & PG_LAZYFREE or pte & D:
+    if not flags & PG_LAZYFREE or pte & mm.kernel.dirty_bits:
         slot = memory.swap.slot_of_page(pfn)
         if slot is None:
             slot = memory.swap.alloc()

@@ -14,6 +14,7 @@ from gpuhmm.mm import x86
 
 if TYPE_CHECKING:
     from gpuhmm.memory.space import AddressSpace
+    from gpuhmm.mm.profile import KernelProfile
 
 P = int(x86.PAGE_PRESENT)
 RW = int(x86.PAGE_RW)
@@ -25,7 +26,6 @@ PROTNONE = int(x86.PAGE_PROTNONE)
 SPECIAL = int(x86.PAGE_SPECIAL)
 UFFD_WP = int(x86.PAGE_UFFD_WP)
 SOFT_DIRTY = int(x86.PAGE_SOFT_DIRTY)
-DEVMAP = int(x86.PAGE_DEVMAP)
 NX = int(x86.PAGE_NX)
 PFN = int(x86.PTE_PFN_MASK)
 HUGE_PFN = int(x86.PMD_PFN_MASK)
@@ -39,10 +39,15 @@ DIRTY = D | SOFT_DIRTY
 SWP_SOFT_DIRTY = 1 << 1
 SWP_UFFD_WP = 1 << 2
 SWP_EXCLUSIVE = 1 << 3
+#: Offsets of PTE markers (include/linux/swapops.h); which of them a kernel has: ``pte_marker_mask``.
+PTE_MARKER_UFFD_WP = 1
+PTE_MARKER_POISONED = 2
+PTE_MARKER_GUARD = 4
+
 SWP_SOFTWARE = SWP_SOFT_DIRTY | SWP_UFFD_WP | SWP_EXCLUSIVE
 
-#: What a change of protection leaves (_PAGE_CHG_MASK): PFN, cache bits, A, D, and software bits.
-CHANGE_MASK = PFN | A | D | SPECIAL | UFFD_WP | SOFT_DIRTY | DEVMAP | int(x86.PAGE_PWT | x86.PAGE_PCD)
+#: What a change of protection leaves (_PAGE_CHG_MASK) besides DEVMAP and SAVED_DIRTY, which go by kernel.
+_CHANGE_MASK = PFN | A | D | SPECIAL | UFFD_WP | SOFT_DIRTY | int(x86.PAGE_PWT | x86.PAGE_PCD)
 
 PMD_SIZE = int(x86.PMD_SIZE)
 
@@ -73,22 +78,47 @@ def huge_pfn_of(entry: int) -> int:
     return ((entry if entry & P else ~entry) & HUGE_PFN) >> 12
 
 
-def pte_modify(entry: int, prot: int, keep: int = 0) -> int:
+def pte_modify(kernel: KernelProfile, entry: int, prot: int, keep: int = 0) -> int:
     """Return an entry under another protection (pte_modify); ``keep`` are more bits that stay.
 
     PTEs and hugetlb entries, which are modified as PTEs are.
     """
-    return _modify(entry, prot, keep, PFN)
+    return _modify(kernel, entry, prot, keep, PFN)
 
 
-def pmd_modify(entry: int, prot: int) -> int:
+def pmd_modify(kernel: KernelProfile, entry: int, prot: int) -> int:
     """Return a huge PMD under another protection."""
-    return _modify(entry, prot, PSE, HUGE_PFN)
+    return _modify(kernel, entry, prot, PSE, HUGE_PFN)
 
 
-def _modify(entry: int, prot: int, keep: int, field: int) -> int:
+def save_dirty(kernel: KernelProfile, entry: int) -> int:
+    """Return the entry with its dirty bit where the kernel has it: D with RW, SAVED_DIRTY without.
+
+    What pte_mksaveddirty and pte_clear_saveddirty do whenever RW or D of an entry changes; kernels before
+    v6.6 have D alone.  Entries of shadow stacks, D without RW, do not come here.
+    """
+    saved = kernel.page_saved_dirty
+    if not saved or not entry & (D | saved):
+        return entry
+    return entry & ~saved | D if entry & RW else entry & ~D | saved
+
+
+def wrprotect(kernel: KernelProfile, entry: int) -> int:
+    """Return the entry without RW (pte_wrprotect)."""
+    return save_dirty(kernel, entry & ~RW)
+
+
+def mkwrite(kernel: KernelProfile, entry: int) -> int:
+    """Return the entry with RW (pte_mkwrite)."""
+    return save_dirty(kernel, entry | RW)
+
+
+def _modify(kernel: KernelProfile, entry: int, prot: int, keep: int, field: int) -> int:
+    mask = _CHANGE_MASK | kernel.page_devmap | kernel.page_saved_dirty
     upright = entry if entry & P else entry ^ field
-    changed = (upright & (CHANGE_MASK | keep)) | (prot & ~CHANGE_MASK)
+    changed = (upright & (mask | keep)) | (prot & ~mask)
+    if (entry | changed) & RW:  # a shadow stack's entry keeps D
+        changed = save_dirty(kernel, changed)
     return changed if changed & P else changed ^ field
 
 
@@ -141,6 +171,11 @@ def swp_offset(entry: int) -> int:
 def swp_pfn(mm: AddressSpace, entry: int) -> int:
     """Return the PFN in a migration, hwpoison or device entry (swp_offset_pfn)."""
     return swp_offset(entry) & ((1 << mm.kernel.swp_pfn_bits[mm.levels - 4]) - 1)
+
+
+def lasting_marker(kernel: KernelProfile, entry: int) -> int:
+    """Return the bits of a PTE marker that outlive userfaultfd: poison and guard, if the kernel has them."""
+    return swp_offset(entry) & kernel.pte_marker_mask & (PTE_MARKER_POISONED | PTE_MARKER_GUARD)
 
 
 def swp_with_type(entry: int, swp_type: int) -> int:

@@ -79,6 +79,26 @@ class KernelProfile:
     hmm_pfn_order_shift: int
     #: HMM_PFN_INOUT_FLAGS: bits of a word that are kept from the input.
     hmm_pfn_sticky: int
+    #: _PAGE_SAVED_DIRTY, 0 before v6.6: a dirty entry without RW has it in place of D, so that none looks
+    #: like one of a shadow stack (pgtable.h:pte_mksaveddirty).
+    page_saved_dirty: int
+    #: A copy and a reuse are told (VM_FAULT_WRITE, until v6.1).
+    vm_fault_write: bool
+    #: Where rights come back it is found out anew whether an entry may be writable, a huge one too; a NUMA
+    #: hint does not remember it (v6.2: mm/mprotect.c:can_change_pte_writable, pte_savedwrite gone).
+    manual_write_upgrade: bool
+    #: The PTEs of a huge page that is split are dirty if it was (mm/huge_memory.c, from v6.3 on).
+    split_keeps_dirty: bool
+    #: A page that only one process has comes back from swap writable even if it is only read.
+    swap_in_writable: bool
+    #: uffd-wp markers stand for untouched anonymous memory, too (v6.4, UFFD_FEATURE_WP_UNPOPULATED).
+    anon_uffd_wp_markers: bool
+    #: A write to the huge zero page brings a huge page (mm/huge_memory.c:do_huge_zero_wp_pmd), else a split.
+    huge_zero_page_replaced: bool
+    #: The huge zero page is mapped as special (mm/huge_memory.c:set_huge_zero_folio).
+    huge_zero_page_special: bool
+    #: A fault on a device-private PMD brings its 2 MiB back (mm/huge_memory.c:do_huge_pmd_device_private).
+    device_private_pmd_faults: bool
     #: Faults are made after the walk, and their errno tells what went wrong.
     faults_after_walk: bool
     #: CONFIG_DEVICE_PRIVATE, CONFIG_MIGRATION, CONFIG_MEMORY_FAILURE.
@@ -167,6 +187,19 @@ class KernelProfile:
         return self.nr_migration_types == 3
 
     @property
+    def restoring_exclusive_clears(self) -> bool:
+        """Taking a page back from a device tells CLEAR (v6.15, with the one type), else EXCLUSIVE.
+
+        Source: mm/memory.c:remove_device_exclusive_entry.
+        """
+        return self.nr_device_types == 3
+
+    @property
+    def dirty_bits(self) -> int:
+        """_PAGE_DIRTY_BITS: any of them makes an entry dirty (pte_dirty)."""
+        return _PAGE_DIRTY | self.page_saved_dirty
+
+    @property
     def huge_bits(self) -> int:
         """Bits of which a PMD or PUD that is a leaf has one: PSE, and DEVMAP where there is such a bit."""
         return int(x86.PAGE_PSE) | self.page_devmap
@@ -213,6 +246,15 @@ V5_18 = KernelProfile(
     device_private_pmd=False,
     hmm_pfn_order_shift=56,  # include/linux/hmm.h: BITS_PER_LONG - 8
     hmm_pfn_sticky=0,
+    page_saved_dirty=0,
+    vm_fault_write=True,
+    manual_write_upgrade=False,
+    split_keeps_dirty=False,
+    swap_in_writable=False,
+    anon_uffd_wp_markers=False,
+    huge_zero_page_replaced=False,
+    huge_zero_page_special=False,
+    device_private_pmd_faults=False,
     faults_after_walk=False,
 )
 
@@ -237,6 +279,12 @@ V6_12 = replace(
     page_devmap=1 << 57,  # _PAGE_BIT_SOFTW4 moved; 58 is _PAGE_BIT_SAVED_DIRTY
     user_shadow_stacks=True,  # pgtable.h:pte_shstk, pmd_shstk
     absent_pud_is_hole=True,  # mm/hmm.c:hmm_vma_walk_pud asks pud_present first
+    page_saved_dirty=1 << 58,  # arch/x86/include/asm/pgtable_types.h:_PAGE_BIT_SAVED_DIRTY
+    vm_fault_write=False,  # include/linux/mm_types.h:vm_fault_reason
+    manual_write_upgrade=True,  # include/linux/mm.h:vma_wants_manual_pte_write_upgrade
+    split_keeps_dirty=True,  # mm/huge_memory.c:__split_huge_pmd_locked
+    swap_in_writable=True,  # mm/memory.c:do_swap_page
+    anon_uffd_wp_markers=True,  # mm/memory.c:pte_marker_handle_uffd_wp
 )
 
 V6_17 = replace(
@@ -245,16 +293,18 @@ V6_17 = replace(
     nr_device_types=3,
     pte_marker_mask=0x7,
     page_devmap=0,
+    huge_zero_page_replaced=True,  # mm/huge_memory.c:do_huge_zero_wp_pmd
     hmm_pfn_order_shift=53,  # include/linux/hmm.h: BITS_PER_LONG - 11
     hmm_pfn_sticky=0x7 << 58,  # DMA_MAPPED, P2PDMA, P2PDMA_BUS
 )
 
-V6_18 = replace(V6_17, name="v6.18", device_private_pmd=True)
+V6_18 = replace(V6_17, name="v6.18", device_private_pmd=True, huge_zero_page_special=True)
 
 V7_0 = replace(
     V6_18,
     name="v7.0",
     pte_marker_empty=0x1,  # mm/hmm.c:hmm_vma_handle_pte asks softleaf_is_none or pte_marker_uffd_wp
+    device_private_pmd_faults=True,  # mm/huge_memory.c:do_huge_pmd_device_private
     typeless_swap_entry=True,  # include/linux/leafops.h:softleaf_type
 )
 

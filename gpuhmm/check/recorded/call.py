@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuhmm.check.recorded.loops import LoopFile
+from gpuhmm.mm.profile import KernelProfile
 from gpuhmm.mm.tables import Words
 
 WALK_PAGE_RANGE = 1
@@ -92,6 +93,11 @@ class RecordedCall:
     def root_pfn(self) -> int:
         """The PFN of the top table."""
         return self._number("pgd_phys") >> 12
+
+    @property
+    def kernel(self) -> KernelProfile:
+        """The kernel that was recorded, as it was built."""
+        return self.file.profile(self.index)
 
     def words(self, name: str) -> Words:
         """Return ``pfn_in``, ``pfn_first`` or ``pfn_out``: uint64[npages]."""

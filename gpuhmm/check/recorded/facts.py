@@ -20,20 +20,20 @@ from gpuhmm.check.recorded.file_facts import (
     visible_page_cache,
 )
 from gpuhmm.check.recorded.given import Given
-from gpuhmm.hmm.words import HMM_PFN_FLAGS
 from gpuhmm.memory.migrate import Migration, Move
 from gpuhmm.memory.pages.page import PG_ADOPTED
 from gpuhmm.memory.pages.swapfile import slot_of
 from gpuhmm.mm.entry import (
-    DEVMAP,
     NONE,
     PFN,
     PMD_SIZE,
     PROTNONE,
     PSE,
     RW,
+    SOFT_DIRTY,
     SPECIAL,
     SWP_EXCLUSIVE,
+    D,
     P,
     huge_pfn_of,
     pfn_of,
@@ -52,9 +52,6 @@ from gpuhmm.mm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_MIGRATE
 OWNER = 0xD0D0
 STRANGER = 0x5757
 
-_FLAGS = int(HMM_PFN_FLAGS)
-
-
 Fact = Callable[[Given], bool]
 
 
@@ -68,7 +65,7 @@ def exclusive_page(given: Given) -> bool:
     for va, pte, vma in given.private_entries(1):
         index = vma.index(va)
         if pte & (P | PROTNONE):
-            if pte & (RW | SPECIAL | DEVMAP) or not given.reused(va):
+            if pte & (RW | SPECIAL | kernel.page_devmap) or not given.reused(va):
                 continue
             memory.adopt(pfn_of(pte), anon=True, exclusive=True, index=index)
             taken = True
@@ -109,7 +106,7 @@ def exclusive_huge_page(given: Given) -> bool:
     for level in (2, 3):
         for va, entry, vma in given.private_entries(level):
             size = 1 << (21 if level == 2 else 30)
-            leaf = entry & (P | PROTNONE) and entry & PSE and not entry & (RW | DEVMAP)
+            leaf = entry & (P | PROTNONE) and entry & PSE and not entry & (RW | given.mm.kernel.page_devmap)
             if not leaf or (va, va + size) in given.cleared:
                 continue
             if vma.is_hugetlb:
@@ -178,7 +175,7 @@ def device_owner(given: Given) -> bool:
         if level == 1 and entry & ~NONE and not entry & (P | PROTNONE) and swp_type_of(entry) in types
     }
     words = given.call.words("first")
-    owned = sorted(private & set((words & ~np.uint64(_FLAGS)).tolist()))
+    owned = sorted(private & set((words & ~np.uint64(kernel.hmm_pfn_flags)).tolist()))
     if not owned:
         return False
     rows = [(pfn, pfn + 1, OWNER) for pfn in owned]
@@ -220,6 +217,17 @@ def migrated_page(given: Given) -> bool:
     return len(moves) > 1
 
 
+def no_soft_dirty(given: Given) -> bool:
+    """A kernel whose PTEs are written without being soft-dirty has no CONFIG_MEM_SOFT_DIRTY: none ever is."""
+    ptes = [
+        entry
+        for when in (given.call.before, given.call.after)
+        for (level, _), entry in when.items()
+        if level == 1 and entry & P
+    ]
+    return any(pte & RW and pte & D for pte in ptes) and not any(pte & SOFT_DIRTY for pte in ptes)
+
+
 #: In the order in which they are applied.
 FACTS: list[Fact] = [
     device_owner,
@@ -235,4 +243,5 @@ FACTS: list[Fact] = [
     exclusive_huge_page,
     hugetlb_pool,
     migrated_page,
+    no_soft_dirty,
 ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpuhmm.check.recorded.given import Given
 from gpuhmm.memory.fault.file import FAULT_AROUND_PAGES
-from gpuhmm.mm.entry import DEVMAP, NONE, PMD_SIZE, PSE, RW, SOFT_DIRTY, SPECIAL, D, P, huge_pfn_of, pfn_of
+from gpuhmm.mm.entry import NONE, PMD_SIZE, PSE, RW, SOFT_DIRTY, SPECIAL, P, huge_pfn_of, pfn_of
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_ERROR,
@@ -25,15 +25,15 @@ def page_cache(given: Given) -> bool:
     came into the page tables was in the page cache whole.
     """
     taken = False
-    results = _first_file_results(given)
+    results, devmap = _first_file_results(given), given.mm.kernel.page_devmap
     for va, pte, vma in _new_file_entries(given, 1):
         assert vma.file is not None
         first = results.get((vma.file.number, vma.index(va)))
         found = first is None or not first[0] & VM_FAULT_LOCKED
-        if pte & DEVMAP or (found and not pte & SPECIAL and _is_of_file(vma, pte, first)):
+        if pte & devmap or (found and not pte & SPECIAL and _is_of_file(vma, pte, first)):
             index, pfn = vma.index(va), pfn_of(pte)
             if index < vma.file.npages and vma.file.lookup(index) != pfn:
-                vma.file.replace(index, pfn) if pte & DEVMAP else vma.file.insert(index, pfn)
+                vma.file.replace(index, pfn) if pte & devmap else vma.file.insert(index, pfn)
                 taken = True
         elif first is not None and not first[1] and not first[0] & (VM_FAULT_LOCKED | VM_FAULT_ERROR):
             taken |= _found_and_copied(given, vma, va)
@@ -42,7 +42,7 @@ def page_cache(given: Given) -> bool:
         if not pmd & PSE or vma.is_hugetlb or vma.index(va) + 512 > vma.file.npages:
             continue
         index, pfn = vma.index(va), huge_pfn_of(pmd)
-        if pmd & DEVMAP:
+        if pmd & devmap:
             for i in range(512):
                 vma.file.replace(index + i, pfn + i)
         elif vma.file.kind.dax:
@@ -126,7 +126,7 @@ def visible_page_cache(given: Given) -> bool:
         vma = given.mm.vmas.lookup(va)
         if level != 1 or vma is None or vma.file is None or not vma.file.kind.has_ops or vma.file.kind.dax:
             continue
-        own = not vma.flags & VM_SHARED and pte & (RW | D | SOFT_DIRTY)
+        own = not vma.flags & VM_SHARED and pte & (RW | SOFT_DIRTY | given.mm.kernel.dirty_bits)
         index = vma.index(va)
         if not pte & P or pte & SPECIAL or own or index >= vma.file.npages:
             continue

@@ -11,6 +11,7 @@ from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.entry import NONE
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
+    VM_FAULT_ERROR,
     VM_FAULT_WRITE,
 )
 from gpuhmm.mm.notifier import MMU_NOTIFY_CLEAR, MMU_NOTIFY_MIGRATE
@@ -50,7 +51,10 @@ class Given:
         """True if a write to a read-only page at ``va`` was granted without a copy."""
         if (va, va + 4096) in self._copied:
             return False
-        return any(ret & VM_FAULT_WRITE for ret in self.write_results.get(va, ()))
+        results = self.write_results.get(va, ())
+        if self.mm.kernel.vm_fault_write:
+            return any(ret & VM_FAULT_WRITE for ret in results)
+        return any(not ret & VM_FAULT_ERROR for ret in results)
 
     @cached_property
     def _copied(self) -> set[tuple[int, int]]:

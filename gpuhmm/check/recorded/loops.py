@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,9 @@ import numpy.typing as npt
 
 from gpuhmm.check.case import Case, Outcome, no_rows, sparse_entries
 from gpuhmm.check.vectors import read_archive
-from gpuhmm.hmm.words import HMM_PFN_FLAGS
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm import x86
-from gpuhmm.mm.profile import V6_1
+from gpuhmm.mm.profile import V6_1, KernelProfile, kernel_profile
 from gpuhmm.mm.tables import Words
 
 #: What the owner of the first device-private page in the range is called here, and everybody else.
@@ -48,7 +49,7 @@ class LoopFile:
 
     def case(self, index: int) -> Case:
         """Return call ``index`` as a case whose record is the call's first try, without its faults."""
-        arrays = self.arrays
+        arrays, profile = self.arrays, self.profile(index)
         pfns, pages = self._tables("pt_before", index)
         start, end = int(arrays["start"][index]), int(arrays["end"][index])
         words = self.rows("pfn", "in", index), self.rows("pfn", "first", index)
@@ -56,7 +57,7 @@ class LoopFile:
         scenario = "/".join(str(arrays[name][index]) for name in ("scenario", "range", "pattern"))
         return Case(
             name=f"{self.path.name}[{index}] ({scenario})",
-            kernel=V6_1.name,
+            kernel=profile,
             levels=self._levels(index),
             start=start,
             end=end,
@@ -67,13 +68,30 @@ class LoopFile:
             zero_pfn=int(arrays["zero_pfn"][index]),
             huge_zero_pfn=int(arrays["huge_zero_pfn"][index]),
             highest_memmap_pfn=x86.MAX_PFN - 1,
-            device_owners=device_owners(pages, words[1], owner),
+            device_owners=device_owners(pages, words[1], owner, profile, self._levels(index)),
             vmas=self._vmas(index),
+            shstk=self.shstk(index),
             table_pfns=pfns,
             table_entries=sparse_entries(pages),
             hmm_pfns_in=words[0],
             recorded=Outcome(ret=int(arrays["rc_first"][index]), walks=1, hmm_pfns=words[1]),
         )
+
+    def profile(self, index: int) -> KernelProfile:
+        """Return the kernel of call ``index``, built as its ``max_swapfiles`` says; v6.1 if none is named."""
+        if "kernel" not in self.arrays:
+            return V6_1
+        release = np.broadcast_to(self.arrays["kernel"], len(self))[index]
+        return _built_profile(f"v{release}", int(self.arrays["max_swapfiles"][index]))
+
+    @property
+    def has_walk_returns(self) -> bool:
+        """True if it was recorded what each walk returned: not in files that name their kernel."""
+        return "kernel" not in self.arrays
+
+    def shstk(self, index: int) -> bool:
+        """True if the CPU of call ``index`` has user shadow stacks."""
+        return "shstk" in self.arrays and bool(self.arrays["shstk"][index])
 
     def _levels(self, index: int) -> int:
         return 5 if self.arrays["la57"][index] else 4
@@ -92,7 +110,7 @@ class LoopFile:
         """Return the page tables of one call, root first."""
         levels = self._levels(index)
         root = int(self.arrays["pgd_phys"][index]) >> 12
-        mm = AddressSpace(levels=levels, root_pfn=root)
+        mm = AddressSpace(levels=levels, root_pfn=root, kernel=self.profile(index))
         rows = [self.rows(group, name, index).tolist() for name in ("level", "va", "val")]
         for level, va, value in sorted(zip(*rows, strict=True), key=lambda row: -row[0]):
             mm.set_entry(va, min(level, levels), value)
@@ -101,19 +119,36 @@ class LoopFile:
         return pfns[order], pages[order]
 
 
-def device_owners(tables: Words, hmm_pfns: Words, owner: int) -> Words:
+@cache
+def _built_profile(name: str, max_swapfiles: int) -> KernelProfile:
+    """Return the kernel of that name whose config leaves so many types to swap files.
+
+    Of configs with the same number the one that lacks fewest options, DEVICE_PRIVATE rather than
+    MEMORY_FAILURE rather than MIGRATION, which every kernel with COMPACTION has.
+    ValueError if there is none.
+    """
+    options = ("device_private", "memory_failure", "migration")
+    for lacking in (lacks for count in range(4) for lacks in combinations(options, count)):
+        profile = kernel_profile(name).with_config(**dict.fromkeys(lacking, False))
+        if profile.max_swapfiles == max_swapfiles:
+            return profile
+    raise ValueError(f"max_swapfiles must be that of some config of {name} (got {max_swapfiles})")
+
+
+def device_owners(tables: Words, hmm_pfns: Words, owner: int, kernel: KernelProfile, levels: int) -> Words:
     """Return uint64[n, 3]: each device-private page that the call gave to its caller, as the caller's.
 
     A recording does not tell the owners of device memory, so this fact is taken from the outcome; every
     other device-private page belongs to nobody.
     """
-    device_types = (V6_1.swp_device_write, V6_1.swp_device_read)
+    device_types = (kernel.swp_device_write, kernel.swp_device_read)
+    pfn_mask = (1 << kernel.swp_pfn_bits[levels - 4]) - 1
     private = [
-        int(x86.swp_offset(entry)) & ((1 << V6_1.swp_pfn_bits[0]) - 1)
+        int(x86.swp_offset(entry)) & pfn_mask
         for entry in np.unique(tables)
         if not x86.entry_none(entry) and not x86.pte_present(entry) and x86.swp_type(entry) in device_types
     ]
-    given = np.intersect1d(np.array(private, dtype=np.uint64), hmm_pfns & ~HMM_PFN_FLAGS)
+    given = np.intersect1d(np.array(private, dtype=np.uint64), hmm_pfns & ~np.uint64(kernel.hmm_pfn_flags))
     return np.stack([given, given + np.uint64(1), np.full_like(given, owner)], axis=1)
 
 

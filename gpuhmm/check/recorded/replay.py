@@ -25,7 +25,7 @@ from gpuhmm.check.recorded.call import (
     RecordedCall,
     RecordedVma,
 )
-from gpuhmm.check.recorded.facts import FACTS, Fact
+from gpuhmm.check.recorded.facts import FACTS, Fact, no_soft_dirty
 from gpuhmm.check.recorded.given import Given
 from gpuhmm.hmm.backends import hmm_range_fault
 from gpuhmm.hmm.ranges import HmmRange, RangeStats, WalkStep
@@ -33,9 +33,8 @@ from gpuhmm.memory.fault.model import FaultModel
 from gpuhmm.memory.pages.filemap import File
 from gpuhmm.memory.pages.physical import PhysicalMemory
 from gpuhmm.memory.space import AddressSpace
-from gpuhmm.mm.entry import DEVMAP, PSE
+from gpuhmm.mm.entry import SOFT_DIRTY, P, is_leaf
 from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE, MmuIntervalNotifier, MmuNotifierRange
-from gpuhmm.mm.profile import V6_1
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
 from gpuhmm.mm.x86 import MAX_PFN, level_shift
@@ -87,6 +86,11 @@ def replay(call: RecordedCall, backend: str, *, with_facts: bool = True) -> Repl
         done.facts = [fact for fact in FACTS if fact(given)]
     _drive(call, given.mm, backend, trace, done)
     done.after = listed_entries(given.mm, call.start, call.end)
+    if no_soft_dirty in done.facts:
+        done.after = {
+            key: entry & ~SOFT_DIRTY if entry & P and key[0] == 1 else entry
+            for key, entry in done.after.items()
+        }
     return done
 
 
@@ -94,15 +98,17 @@ def _drive(call: RecordedCall, mm: AddressSpace, backend: str, trace: list[Any],
     def invalidate(sub: MmuIntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
         sub.set_seq(cur_seq)
         done.events.append(Event(range_.start, range_.end, range_.event, done.tries - 1))
-        if range_.event == MMU_NOTIFY_MIGRATE:
-            # migrate_vma_collect walks the range under this invalidation
+        if range_.event == MMU_NOTIFY_MIGRATE and call.file.has_walk_returns:
+            # migrate_vma_collect walks the range under this invalidation; newer recordings leave it out
             trace.append(Call(WALK_PAGE_RANGE, range_.start, range_.end, 0))
         return True
 
     notifier = mm.notifier(call.start, call.end, invalidate)
     words = call.words("in").copy()
     stats = RangeStats(trace=trace)
-    most = call.number("max_tries")
+    # A recording without a limit ended by itself: one try more is a difference already.
+    limited = "max_tries" in call.file.arrays
+    most = call.number("max_tries") if limited else call.number("tries") + 1
     while True:
         done.tries += 1
         range_ = HmmRange(
@@ -139,10 +145,11 @@ def build(call: RecordedCall, trace: list[Any]) -> Given:
         levels=call.levels,
         root_pfn=call.root_pfn,
         vmas=[_vma(memory, vma, files) for vma in call.vmas],
-        kernel=V6_1,
+        kernel=call.kernel,
         zero_pfn=call.number("zero_pfn"),
         huge_zero_pfn=call.number("huge_zero_pfn"),
         highest_memmap_pfn=MAX_PFN - 1,
+        shstk=call.file.shstk(call.index),
         faults=_TracedModel(trace),
         memory=memory,
     )
@@ -224,6 +231,6 @@ def _list_level(
         past = min(((va >> shift) + 1) << shift, end)
         entry = mm.entry(va, level)
         found[level, va >> shift << shift] = entry
-        if entry and not (level <= 3 and entry & (PSE | DEVMAP)):
+        if entry and not is_leaf(entry, level, mm.kernel.huge_bits):
             _list_level(mm, level - 1, va, past, found)
         va = past

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.memory.fault.handle import handle_mm_fault
-from gpuhmm.memory.fault.huge import hugepage_vma_check
+from gpuhmm.memory.fault.huge import huge_zero_pmd, hugepage_vma_check
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_TABLE, SECTION_MASK, SECTION_PAGES
-from gpuhmm.mm.entry import DEVMAP, DIRTY, NONE, PMD_SIZE, PROTNONE, PSE, RW, SPECIAL, TABLE, A, P, mk_pte
+from gpuhmm.mm.entry import DIRTY, NONE, PMD_SIZE, PROTNONE, PSE, RW, SPECIAL, TABLE, A, P, mk_pte
 from gpuhmm.mm.handler import FAULT_FLAG_WRITE, VM_FAULT_ERROR
 from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_MISSING, VM_WRITE, Vma
@@ -115,7 +115,7 @@ class _Burst:
     def _rest_of_huge_page(self, va: int, end: int, level: int) -> int:
         """A huge entry that grants the access already: every further fault in it changes nothing."""
         entry = self.mm.entry(va, level)
-        if not entry & P or not entry & (PSE | DEVMAP) or (entry & PROTNONE and not entry & P):
+        if not entry & P or not entry & self.mm.kernel.huge_bits or (entry & PROTNONE and not entry & P):
             return 0
         if self.write and entry & (RW | A | DIRTY) != RW | A | DIRTY:
             return 0
@@ -171,7 +171,7 @@ class _Burst:
             zero = self.mm.huge_zero_pfn
             if zero == NO_PFN:
                 return 0  # the first fault allocates it
-            entry = mk_pte(zero, self.vma.vm_page_prot) | PSE
+            entry = huge_zero_pmd(self.mm, self.vma)
             self.tables.store(2, row, slot, np.full(count, entry, dtype=_U64))
             return count * 512
         pfn, count = self.memory.free.take_blocks(9, count)

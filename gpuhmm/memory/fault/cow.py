@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_KSM, PG_SWAPCACHE
-from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap, page_remove_rmap, vm_normal_page
-from gpuhmm.mm.entry import DEVMAP, DIRTY, SPECIAL, UFFD_WP, A, mk_pte, pfn_of
-from gpuhmm.mm.handler import VM_FAULT_NOPAGE, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
+from gpuhmm.memory.pages.rmap import is_dax_page, page_add_new_anon_rmap, page_remove_rmap, vm_normal_page
+from gpuhmm.mm.entry import DIRTY, UFFD_WP, A, mk_pte, pfn_of
+from gpuhmm.mm.handler import VM_FAULT_NOPAGE, VM_FAULT_OOM, VM_FAULT_SIGBUS
 from gpuhmm.mm.vma import VM_SHARED, VM_UFFD_WP
 
 
@@ -55,7 +55,7 @@ def _may_reuse(vmf: Fault, pfn: int) -> bool:
 def wp_page_reuse(vmf: Fault, pte: int) -> int:
     """Make the entry writable where it is."""
     vmf.store(1, vmf.maybe_mkwrite(pte | A | DIRTY))
-    return VM_FAULT_WRITE
+    return vmf.wrote
 
 
 def wp_page_copy(vmf: Fault, pte: int, old: int | None) -> int:
@@ -73,7 +73,7 @@ def wp_page_copy(vmf: Fault, pte: int, old: int | None) -> int:
             page_remove_rmap(memory, old)
             memory.free_swap(old)
             memory.put_page(old)
-    return 0 if vmf.unshare else VM_FAULT_WRITE
+    return 0 if vmf.unshare else vmf.wrote
 
 
 def wp_page_shared(vmf: Fault, pte: int) -> int:
@@ -84,4 +84,4 @@ def wp_page_shared(vmf: Fault, pte: int) -> int:
 def wp_pfn_shared(vmf: Fault, pte: int) -> int:
     """A page without descriptor in a shared mapping; DAX answers that the entry is in place."""
     wp_page_reuse(vmf, pte)
-    return VM_FAULT_NOPAGE if pte & DEVMAP and pte & SPECIAL else VM_FAULT_WRITE
+    return VM_FAULT_NOPAGE if is_dax_page(vmf.mm, vmf.vma, vmf.va, pte, pfn_of(pte)) else vmf.wrote

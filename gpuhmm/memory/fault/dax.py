@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap
-from gpuhmm.mm.entry import DEVMAP, DIRTY, PMD_SIZE, PSE, SPECIAL, A, mk_pte
+from gpuhmm.mm.entry import DIRTY, PMD_SIZE, PSE, SPECIAL, A, mk_pte
 from gpuhmm.mm.handler import VM_FAULT_DONE_COW, VM_FAULT_FALLBACK, VM_FAULT_NOPAGE, VM_FAULT_OOM
 from gpuhmm.mm.vma import VM_SHARED
 from gpuhmm.mm.x86 import NO_PFN
@@ -31,7 +31,8 @@ def dax_iomap_pte_fault(vmf: Fault, cow: int | None) -> tuple[int, int]:
         return VM_FAULT_NOPAGE, 0
     if pfn is None:
         pfn = file.fill_hole(vmf.index)
-    entry = mk_pte(pfn, vmf.prot) | SPECIAL | DEVMAP
+    devmap = vmf.mm.kernel.page_devmap  # without it pages of DAX are mapped as any other
+    entry = mk_pte(pfn, vmf.prot) | (SPECIAL | devmap if devmap else 0)
     if vmf.write:
         entry = vmf.maybe_mkwrite(entry | A | DIRTY)
     vmf.store(1, entry)
@@ -57,7 +58,7 @@ def dax_iomap_pmd_fault(vmf: Fault) -> int:
         return _dax_pmd_load_hole(vmf, index)
     if pfn % 512:
         return VM_FAULT_FALLBACK
-    entry = mk_pte(pfn, vmf.prot) | PSE | DEVMAP
+    entry = mk_pte(pfn, vmf.prot) | PSE | vmf.mm.kernel.page_devmap
     if vmf.write:
         entry |= A | DIRTY
         entry = vmf.maybe_mkwrite(entry)

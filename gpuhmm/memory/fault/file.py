@@ -10,7 +10,7 @@ from gpuhmm.memory.fault import dax
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_HWPOISON
 from gpuhmm.memory.pages.rmap import page_add_new_anon_rmap, page_add_rmap
-from gpuhmm.mm.entry import DIRTY, PMD_SIZE, PSE, RW, UFFD_WP, A, is_none, mk_pte
+from gpuhmm.mm.entry import DIRTY, PMD_SIZE, PSE, UFFD_WP, A, is_none, mk_pte, wrprotect
 from gpuhmm.mm.handler import (
     VM_FAULT_DONE_COW,
     VM_FAULT_ERROR,
@@ -165,7 +165,7 @@ def _do_set_pte(vmf: Fault, va: int, pfn: int, uffd_wp: bool) -> None:
     if vmf.write:
         entry = vmf.maybe_mkwrite(entry | A | DIRTY)
     if uffd_wp:
-        entry = (entry | UFFD_WP) & ~RW
+        entry = wrprotect(vmf.mm.kernel, entry | UFFD_WP)
     vmf.memory.pages.get(pfn)
     page_add_rmap(vmf.memory, pfn)
     vmf.tables.set_entry(va, 1, entry)

@@ -14,7 +14,8 @@ from gpuhmm.memory.fault.file import do_fault
 from gpuhmm.memory.fault.hugetlb import hugetlb_fault
 from gpuhmm.memory.fault.swap import do_swap_page
 from gpuhmm.memory.fault.vm_fault import Fault
-from gpuhmm.mm.entry import DEVMAP, DIRTY, NONE, PROTNONE, PSE, RW, A, P, pte_modify
+from gpuhmm.memory.fault.write_upgrade import can_change_pte_writable
+from gpuhmm.mm.entry import DIRTY, NONE, PROTNONE, PSE, RW, A, P, mkwrite, pte_modify
 from gpuhmm.mm.handler import (
     FAULT_FLAG_WRITE,
     VM_FAULT_FALLBACK,
@@ -55,7 +56,7 @@ def _fault_above_ptes(vmf: Fault) -> int:
     if not vmf.alloc_tables(3):
         return VM_FAULT_OOM
     pud = vmf.entry(3)
-    if pud & P and pud & (PSE | DEVMAP):
+    if pud & P and pud & vmf.mm.kernel.huge_bits:
         return huge.huge_pud_set_accessed(vmf, pud)
     if not vmf.alloc_tables(2):
         return VM_FAULT_OOM
@@ -64,7 +65,7 @@ def _fault_above_ptes(vmf: Fault) -> int:
         return huge.create_huge_pmd(vmf) if huge.hugepage_vma_check(vmf) else VM_FAULT_FALLBACK
     if not pmd & (P | PROTNONE | PSE):
         return huge.pmd_migration_entry_wait(vmf, pmd)
-    if not pmd & (PSE | DEVMAP):
+    if not pmd & vmf.mm.kernel.huge_bits:
         return VM_FAULT_SIGBUS  # pmd_bad
     if pmd & (P | PROTNONE) == PROTNONE and vmf.vma.flags & VM_ACCESS_FLAGS:
         return huge.do_huge_pmd_numa_page(vmf, pmd)
@@ -101,6 +102,11 @@ def handle_pte_fault(vmf: Fault, pte: int) -> int:
 
 def do_numa_page(vmf: Fault, pte: int) -> int:
     """Restore the protection that a NUMA hint took away; on one node nothing migrates."""
-    entry = pte_modify(pte, vmf.prot) | A
-    vmf.store(1, entry | RW if pte & RW else entry)
+    kernel = vmf.mm.kernel
+    entry = pte_modify(kernel, pte, vmf.prot)
+    if kernel.manual_write_upgrade:
+        writable = can_change_pte_writable(vmf.mm, vmf.vma, vmf.va, entry)
+    else:
+        writable = bool(pte & RW)
+    vmf.store(1, mkwrite(kernel, entry | A) if writable else entry | A)
     return 0

@@ -5,16 +5,18 @@ Source: mm/huge_memory.c, mm/memory.c:create_huge_pmd, wp_huge_pmd (v6.1).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from gpuhmm.memory.fault.dax import dax_iomap_pmd_fault
 from gpuhmm.memory.fault.file import transhuge_vma_suitable
 from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
 from gpuhmm.memory.fault.vm_fault import Fault
+from gpuhmm.memory.fault.write_upgrade import can_change_pmd_writable
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE
 from gpuhmm.memory.pages.rmap import huge_normal_page, page_add_new_anon_rmap, page_remove_rmap
 from gpuhmm.mm.entry import (
-    DEVMAP,
     DIRTY,
     PMD_SIZE,
     PSE,
@@ -26,10 +28,12 @@ from gpuhmm.mm.entry import (
     A,
     D,
     mk_pte,
+    mkwrite,
     pmd_modify,
+    save_dirty,
     swp_type_of,
 )
-from gpuhmm.mm.handler import VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_WRITE
+from gpuhmm.mm.handler import VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS
 from gpuhmm.mm.vma import (
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -38,8 +42,12 @@ from gpuhmm.mm.vma import (
     VM_SPECIAL,
     VM_UFFD_MISSING,
     VM_UFFD_WP,
+    Vma,
 )
 from gpuhmm.mm.x86 import NO_PFN
+
+if TYPE_CHECKING:
+    from gpuhmm.memory.space import AddressSpace
 
 _U64 = np.uint64
 
@@ -75,7 +83,7 @@ def do_huge_pmd_anonymous_page(vmf: Fault) -> int:
             return VM_FAULT_FALLBACK
         if vma.flags & VM_UFFD_MISSING:
             return VM_FAULT_SIGBUS
-        vmf.store(2, mk_pte(pfn, vmf.prot) | PSE)
+        vmf.store(2, huge_zero_pmd(vmf.mm, vmf.vma))
         return 0
     page = vmf.memory.alloc_page(9)
     if page is None:
@@ -86,6 +94,12 @@ def do_huge_pmd_anonymous_page(vmf: Fault) -> int:
     page_add_new_anon_rmap(vmf.memory, page, vma.index(vmf.va & -PMD_SIZE), 9)
     vmf.store(2, vmf.maybe_mkwrite(mk_pte(page, vmf.prot) | PSE | DIRTY))
     return 0
+
+
+def huge_zero_pmd(mm: AddressSpace, vma: Vma) -> int:
+    """Return the entry of the huge zero page in an area (set_huge_zero_folio)."""
+    special = SPECIAL if mm.kernel.huge_zero_page_special else 0
+    return mk_pte(mm.huge_zero_pfn, vma.vm_page_prot) | PSE | special
 
 
 def wp_huge_pmd(vmf: Fault, pmd: int) -> int:
@@ -108,14 +122,28 @@ def wp_huge_pmd(vmf: Fault, pmd: int) -> int:
 def do_huge_pmd_wp_page(vmf: Fault, pmd: int) -> int:
     """Reuse a huge page that nobody else sees; split any other, so that a small page is copied."""
     pfn = huge_normal_page(vmf.mm, vmf.vma, vmf.va, pmd)
+    if pfn is None and vmf.mm.kernel.huge_zero_page_replaced and _replace_huge_zero_page(vmf):
+        return 0
     if pfn is not None and _may_reuse(vmf, pfn):
         if vmf.unshare:
             return 0
         vmf.store(2, vmf.maybe_mkwrite(pmd | A | DIRTY))
-        return VM_FAULT_WRITE
+        return vmf.wrote
     if not split_huge_pmd(vmf):
         return VM_FAULT_OOM
     return VM_FAULT_FALLBACK
+
+
+def _replace_huge_zero_page(vmf: Fault) -> bool:
+    """Map a fresh huge page in place of the huge zero page (do_huge_zero_wp_pmd); False without memory."""
+    page = vmf.memory.alloc_page(9)
+    if page is None:
+        return False
+    first = vmf.va & -PMD_SIZE
+    with vmf.mm.subscriptions.invalidate_range(first, first + PMD_SIZE):
+        page_add_new_anon_rmap(vmf.memory, page, vmf.vma.index(first), 9)
+        vmf.store(2, vmf.maybe_mkwrite(mk_pte(page, vmf.prot) | PSE | DIRTY))
+    return True
 
 
 def _may_reuse(vmf: Fault, pfn: int) -> bool:
@@ -141,7 +169,7 @@ def split_huge_pmd(vmf: Fault) -> bool:
         return False
     with vmf.mm.subscriptions.invalidate_range(first, first + PMD_SIZE):
         pmd = vmf.entry(2)
-        if not pmd & (PSE | DEVMAP):
+        if not pmd & vmf.mm.kernel.huge_bits:
             vmf.memory.put_page(table)
         elif not vmf.vma.is_anonymous:
             vmf.memory.put_page(table)
@@ -168,9 +196,12 @@ def _split_anonymous(vmf: Fault, pmd: int, table: int) -> None:
         zero = mk_pte(vmf.mm.zero_pfn, vmf.prot) | SPECIAL
         vmf.tables.store(1, row, 0, np.full(512, zero, dtype=_U64))
         return
-    # Dirty goes to the page, not to the entries; the access rights are those of the area again.
+    # Dirty goes to the page, and on newer kernels to the entries too; the rights are those of the area again.
+    kernel = vmf.mm.kernel
     flags = vmf.maybe_mkwrite(vmf.prot) if pmd & RW else vmf.prot & ~RW
     flags = (flags & ~(A | D)) | (pmd & (A | SOFT_DIRTY | UFFD_WP))
+    if kernel.split_keeps_dirty and pmd & kernel.dirty_bits:
+        flags = save_dirty(kernel, flags | DIRTY)
     entries = np.array([mk_pte(pfn + i, flags) for i in range(512)], dtype=_U64)
     pages.get(pfn, 511)
     if pages.flags(pfn) & PG_ANON_EXCLUSIVE:
@@ -189,14 +220,19 @@ def touch_pmd(vmf: Fault, pmd: int) -> int:
 def huge_pud_set_accessed(vmf: Fault, pud: int) -> int:
     """A PUD that maps 1 GiB: made writable if need be, young and dirty by a write."""
     if vmf.write and pud | RW | A | DIRTY != pud:
-        vmf.store(3, pud | RW | A | DIRTY)
+        vmf.store(3, mkwrite(vmf.mm.kernel, pud | A | DIRTY))
     return 0
 
 
 def do_huge_pmd_numa_page(vmf: Fault, pmd: int) -> int:
     """Restore the protection that a NUMA hint took away; on one node nothing migrates."""
-    entry = pmd_modify(pmd, vmf.prot) | A
-    vmf.store(2, entry | RW if pmd & RW else entry)
+    kernel = vmf.mm.kernel
+    entry = pmd_modify(kernel, pmd, vmf.prot)
+    if kernel.manual_write_upgrade:
+        writable = can_change_pmd_writable(vmf.mm, vmf.vma, vmf.va, entry)
+    else:
+        writable = bool(pmd & RW)
+    vmf.store(2, mkwrite(kernel, entry | A) if writable else entry | A)
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from gpuhmm.memory.fault.migration import is_migration_type, remove_migration_pte
 from gpuhmm.memory.fault.vm_fault import Fault
 from gpuhmm.memory.pages.page import PG_ANON, PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_HWPOISON
-from gpuhmm.mm.entry import DIRTY, PROTNONE, PSE, RW, A, P, is_none, mk_pte, pfn_of, swp_type_of
+from gpuhmm.mm.entry import DIRTY, PROTNONE, PSE, RW, A, P, is_none, mk_pte, pfn_of, save_dirty, swp_type_of
 from gpuhmm.mm.handler import (
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_OOM,
@@ -80,7 +80,13 @@ def hugetlb_no_page(vmf: Fault, level: int) -> int:
 
 def make_huge_pte(vmf: Fault, pfn: int, writable: bool) -> int:
     """Return the entry of a hugetlb page."""
-    return mk_pte(pfn, vmf.prot) | A | PSE | (DIRTY | RW if writable else 0)
+    entry = mk_pte(pfn, vmf.prot) | A | PSE
+    return huge_pte_mkwrite(vmf, entry) if writable else entry
+
+
+def huge_pte_mkwrite(vmf: Fault, entry: int) -> int:
+    """Return the entry dirty and writable; huge_pte_mkwrite leaves a saved dirty bit where it is."""
+    return save_dirty(vmf.mm.kernel, entry | DIRTY) | RW
 
 
 def hugetlb_wp(vmf: Fault, level: int, entry: int) -> int:
@@ -88,13 +94,13 @@ def hugetlb_wp(vmf: Fault, level: int, entry: int) -> int:
     vma, memory = vmf.vma, vmf.memory
     order = vma.page_shift - 12
     if vma.flags & VM_SHARED:
-        vmf.store(level, entry | RW | DIRTY)
+        vmf.store(level, huge_pte_mkwrite(vmf, entry))
         return 0
     old = _old_page(vmf, entry)
     page = memory.pages.page(old)
     if page.mapcount == 1 and page.flags & PG_ANON:
         memory.pages.set_flags(old, PG_ANON_EXCLUSIVE)
-        vmf.store(level, entry | RW | DIRTY)
+        vmf.store(level, huge_pte_mkwrite(vmf, entry))
         return 0
     pfn = memory.alloc_huge_page(order)
     if pfn is None:

@@ -12,9 +12,9 @@ from gpuhmm.mm.entry import (
     PSE,
     RW,
     A,
-    D,
     encode_swap,
     mk_pte,
+    save_dirty,
     swp_flags,
     swp_offset,
     swp_pfn,
@@ -57,7 +57,7 @@ def remove_migration_pte(
         prot &= ~A  # before, every page came back old
     if swp_type_of(entry) == kernel.swp_migration_write and vma.flags & VM_WRITE:
         prot |= RW
-    new = mk_pte(swp_pfn(mm, entry) if pfn is None else pfn, prot)
+    new = save_dirty(kernel, mk_pte(swp_pfn(mm, entry) if pfn is None else pfn, prot))
     mm.page_tables.set_entry(va, level, new | swp_software(entry) | (PSE if level > 1 else 0))
 
 
@@ -73,5 +73,5 @@ def migration_entry(mm: AddressSpace, entry: int, pfn: int, *, exclusive: bool) 
         swp_type = kernel.swp_migration_read
     offset = pfn
     if bits < 50:
-        offset |= (1 << bits if entry & A else 0) | (1 << (bits + 1) if entry & D else 0)
+        offset |= (1 << bits if entry & A else 0) | (1 << (bits + 1) if entry & kernel.dirty_bits else 0)
     return encode_swap(swp_type, offset) | swp_flags(entry)

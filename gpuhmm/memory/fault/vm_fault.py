@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuhmm.mm.entry import RW, TABLE
-from gpuhmm.mm.handler import FAULT_FLAG_UNSHARE, FAULT_FLAG_WRITE
+from gpuhmm.mm.entry import TABLE, mkwrite, save_dirty
+from gpuhmm.mm.handler import FAULT_FLAG_UNSHARE, FAULT_FLAG_WRITE, VM_FAULT_WRITE
 from gpuhmm.mm.tables import NO_CHILD
 from gpuhmm.mm.vma import VM_WRITE, Vma
 
@@ -52,7 +52,13 @@ class Fault:
 
     def maybe_mkwrite(self, entry: int) -> int:
         """Make an entry writable where its area is (maybe_mkwrite)."""
-        return entry | RW if self.vma.flags & VM_WRITE else entry
+        kernel = self.mm.kernel
+        return mkwrite(kernel, entry) if self.vma.flags & VM_WRITE else save_dirty(kernel, entry)
+
+    @property
+    def wrote(self) -> int:
+        """What a copy or a reuse returns: VM_FAULT_WRITE on kernels that have it."""
+        return VM_FAULT_WRITE if self.mm.kernel.vm_fault_write else 0
 
 
 def alloc_tables(mm: AddressSpace, va: int, level: int) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuhmm.memory.pages.page import GUP_PIN_COUNTING_BIAS, PG_ADOPTED, PG_ANON, PG_ANON_EXCLUSIVE, PG_FILE
-from gpuhmm.mm.entry import DEVMAP, PMD_SIZE, RW, SOFT_DIRTY, SPECIAL, D, huge_pfn_of, pfn_of
+from gpuhmm.mm.entry import PMD_SIZE, RW, SOFT_DIRTY, SPECIAL, huge_pfn_of, pfn_of
 from gpuhmm.mm.vma import VM_SHARED, Vma
 
 if TYPE_CHECKING:
@@ -22,27 +22,41 @@ if TYPE_CHECKING:
 def vm_normal_page(mm: AddressSpace, vma: Vma, va: int, pte: int) -> int | None:
     """Return the PFN behind a present PTE if the page has a descriptor, else None.
 
-    Special entries (the zero page, device memory, DAX) have none.  A page that nobody allocated here is
+    Special entries (the zero page, device memory) and pages of DAX files have none: from v6.15 on the latter
+    do, but nothing here depends on how often they are mapped.  A page that nobody allocated here is
     adopted: taken to be anonymous in a private area unless it is a clean page of a file, exclusive if
     the entry is writable.
     """
-    if pte & (SPECIAL | DEVMAP):
+    if pte & SPECIAL:
         return None
     pfn = pfn_of(pte)
+    if is_dax_page(mm, vma, va, pte, pfn):
+        return None
     if pfn == mm.zero_pfn or pfn > mm.highest_memmap_pfn:
         return None
     memory = mm.memory
     if not memory.pages.refcount(pfn):
-        anon = not vma.flags & VM_SHARED and (vma.is_anonymous or bool(pte & (RW | D | SOFT_DIRTY)))
+        anon = not vma.flags & VM_SHARED and (
+            vma.is_anonymous or bool(pte & (RW | SOFT_DIRTY | mm.kernel.dirty_bits))
+        )
         mapping = 0 if vma.file is None or anon else vma.file.number
         memory.adopt(pfn, anon=anon, exclusive=anon and bool(pte & RW), mapping=mapping, index=vma.index(va))
     return pfn
 
 
+def is_dax_page(mm: AddressSpace, vma: Vma, va: int, entry: int, pfn: int) -> bool:
+    """True if an entry over ``va`` maps ``pfn`` as memory of a DAX file: DEVMAP tells, or the file does."""
+    if entry & mm.kernel.page_devmap:
+        return True
+    if vma.file is None or not vma.file.kind.dax or vma.index(va) >= vma.file.npages:
+        return False
+    return vma.file.lookup(vma.index(va)) == pfn
+
+
 def huge_normal_page(mm: AddressSpace, vma: Vma, va: int, pmd: int) -> int | None:
     """Return the head PFN of a huge page, adopted if need be; None for the huge zero page and DAX."""
     pfn = huge_pfn_of(pmd)
-    if pmd & DEVMAP or pfn == mm.huge_zero_pfn:
+    if is_dax_page(mm, vma, va & -PMD_SIZE, pmd, pfn) or pfn == mm.huge_zero_pfn:
         return None
     if not mm.memory.pages.refcount(pfn):
         anon = not vma.flags & VM_SHARED and vma.is_anonymous

@@ -31,9 +31,12 @@ from gpuhmm.mm.entry import (
     mkwrite,
     pmd_modify,
     save_dirty,
+    swp_pfn,
+    swp_software,
     swp_type_of,
 )
 from gpuhmm.mm.handler import VM_FAULT_FALLBACK, VM_FAULT_OOM, VM_FAULT_SIGBUS
+from gpuhmm.mm.notifier import MMU_NOTIFY_MIGRATE
 from gpuhmm.mm.vma import (
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -42,6 +45,7 @@ from gpuhmm.mm.vma import (
     VM_SPECIAL,
     VM_UFFD_MISSING,
     VM_UFFD_WP,
+    VM_WRITE,
     Vma,
 )
 from gpuhmm.mm.x86 import NO_PFN
@@ -236,8 +240,33 @@ def do_huge_pmd_numa_page(vmf: Fault, pmd: int) -> int:
     return 0
 
 
+def do_huge_pmd_device_private(vmf: Fault, pmd: int) -> int:
+    """Bring the 2 MiB that a device has back as one huge page: old and clean, writable if the device's was.
+
+    Event MIGRATE with the device's owner over the 2 MiB.  Source: mm/huge_memory.c (v7.0).
+    """
+    mm, vma, memory = vmf.mm, vmf.vma, vmf.memory
+    first, old = vmf.va & -PMD_SIZE, swp_pfn(mm, pmd)
+    device = memory.device_of(old)
+    owner = None if device is None else device.owner
+    with mm.subscriptions.invalidate_range(first, first + PMD_SIZE, event=MMU_NOTIFY_MIGRATE, owner=owner):
+        page = memory.alloc_page(9)
+        if page is None:
+            return VM_FAULT_OOM
+        page_add_new_anon_rmap(memory, page, vma.index(first), 9)
+        entry = mk_pte(page, vmf.prot & ~A) | PSE | swp_software(pmd)
+        if swp_type_of(pmd) == mm.kernel.swp_device_write and vma.flags & VM_WRITE:
+            entry = mkwrite(mm.kernel, entry)
+        vmf.store(2, entry)
+    return 0
+
+
 def pmd_migration_entry_wait(vmf: Fault, pmd: int) -> int:
-    """Wait until the huge page has moved; any other entry that is not present is a bus error."""
+    """Wait until the huge page has moved, or bring it back from its device; all else is a bus error."""
+    kernel = vmf.mm.kernel
+    private = swp_type_of(pmd) in (kernel.swp_device_write, kernel.swp_device_read)
+    if private and kernel.device_private_pmd_faults:
+        return do_huge_pmd_device_private(vmf, pmd)
     if not is_migration_type(vmf.mm, swp_type_of(pmd)):
         return VM_FAULT_SIGBUS
     remove_migration_pte(vmf.mm, vmf.vma, vmf.va & -PMD_SIZE, 2)

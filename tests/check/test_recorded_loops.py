@@ -43,11 +43,40 @@ def test_recorded_calls_with_faults_are_reproduced(backend):
     assert sum(not verdict.facts for verdict in verdicts) > 110
 
 
+def test_recorded_calls_of_newer_kernels_are_reproduced():
+    opened = loops.load(DATA / "faults-new.npz")
+    calls = [RecordedCall(opened, index) for index in range(len(opened))]
+    verdicts = [check_call(call, "cpu") for call in calls]
+    assert [verdict for verdict in verdicts if verdict.found] == []
+    # the small kernel of devpriv.npz, the stock one, and the full configs of Ubuntu and of Debian's backport
+    assert {call.kernel.title for call in calls} == {
+        "v6.12 without MEMORY_FAILURE",
+        "v6.12 without DEVICE_PRIVATE",
+        "v6.17",
+        "v7.3",
+    }
+    soft = {call.kernel.title for call, one in zip(calls, verdicts, strict=True) if "no_soft_dirty" in one.facts}
+    assert soft == {"v6.12 without MEMORY_FAILURE"}
+
+
+def test_a_number_of_swap_files_that_no_config_has_is_refused():
+    with pytest.raises(ValueError, match="max_swapfiles must be that of some config of v6.12"):
+        loops._built_profile("v6.12", 25)
+
+
+@pytest.mark.parametrize(("kernel", "different"), [("6.12", 0), ("6.17", 0), ("7.3", 7)])
+def test_all_recorded_calls_of_newer_kernels_are_reproduced(kernel, different):
+    counts = [check_family(file, "cpu") for file in loop_files([large_sets() / f"kernel-{kernel}"])]
+    assert sum(count.cases for count in counts) == 717
+    assert sum(count.different for count in counts) <= different
+
+
 def test_every_rule_for_facts_is_needed_by_some_call():
     taken = Counter(name for verdict in verdicts_of("cpu") for name in verdict.facts)
     unused = {fact.__name__ for fact in FACTS} - set(taken)
     # what the tables show is no fact; owners matter to calls without faults, see test_faultless_loops.py
-    assert unused == {"visible_page_cache", "device_owner"}
+    # and this kernel has soft-dirty bits: see test_recorded_calls_of_newer_kernels_are_reproduced
+    assert unused == {"visible_page_cache", "device_owner", "no_soft_dirty"}
     needy = [call for call, given in zip(calls(), verdicts_of("cpu"), strict=True) if given.facts]
     wrong = [call.name for call in needy if compare(call, replay(call, "cpu", with_facts=False))]
     assert len(wrong) >= 30

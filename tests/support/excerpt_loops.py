@@ -1,8 +1,8 @@
-"""Make tests/data/faults-6.1.npz: of every recorded scenario a small call that read and one that wrote.
+"""Make tests/data/faults-*.npz: of every recorded scenario a small call that read and one that wrote.
 
 And of every rule of ``gpuhmm.check.recorded.facts`` a small one that needs it.
 
-    python tests/support/excerpt_loops.py FOLDER-OF-LOOPS
+    python tests/support/excerpt_loops.py tests/data/faults-6.1.npz FOLDER-OF-LOOPS...
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from gpuhmm.check.recorded.facts import FACTS
 from gpuhmm.check.recorded.report import check_call
 from gpuhmm.mm.handler import FAULT_FLAG_WRITE
 
-OUT = Path(__file__).parent.parent / "data" / "faults-6.1.npz"
 #: Named like a part of ``pfn``, but one number a call.
 ALONE = "pfn_flags_mask"
 GROUPS = ("pfn", "vma", "pt_before", "pt_after", "events", "calls")
@@ -52,13 +51,17 @@ def chosen(file, rules):
 def main() -> None:
     columns: dict[str, list[np.ndarray]] = {}
     rules = {fact.__name__ for fact in FACTS}
-    for path in sorted(Path(sys.argv[1]).glob("*.npz")):
+    out = Path(sys.argv[1])
+    for path in sorted(path for folder in sys.argv[2:] for path in Path(folder).glob("*.npz")):
         file = loops.load(path)
-        for index in chosen(file, rules):
+        wanted = set() if "kernel" in file.arrays else rules  # calls of 6.1 need them all but one
+        for index in chosen(file, wanted):
             for name, array in file.arrays.items():
                 group = next((g for g in GROUPS if name.startswith(f"{g}_") and name != ALONE), None)
                 ragged = group is not None and name != f"{group}_off"
-                if ragged:
+                if not array.ndim:  # one kernel a file
+                    columns.setdefault(name, []).append(array[np.newaxis])
+                elif ragged:
                     columns.setdefault(name, []).append(file.rows(group, name[len(group) + 1 :], index))
                 elif group is not None:
                     columns.setdefault(name, []).append(np.diff(array[index : index + 2]))
@@ -68,8 +71,8 @@ def main() -> None:
     for group in GROUPS:
         name = f"{group}_off"
         arrays[name] = np.concatenate(([0], np.cumsum(arrays[name])))
-    np.savez_compressed(OUT, **arrays)
-    print(f"{OUT}: {len(arrays['rc'])} calls, {OUT.stat().st_size} bytes")
+    np.savez_compressed(out, **arrays)
+    print(f"{out}: {len(arrays['rc'])} calls, {out.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -55,12 +55,13 @@ def test_recorded_calls_of_newer_kernels_are_reproduced():
         "v6.17",
         "v7.3",
     }
-    soft = {call.kernel.title for call, one in zip(calls, verdicts, strict=True) if "no_soft_dirty" in one.facts}
+    pairs = zip(calls, verdicts, strict=True)
+    soft = {call.kernel.title for call, one in pairs if "no_soft_dirty" in one.facts}
     assert soft == {"v6.12 without MEMORY_FAILURE"}
 
 
 def test_a_number_of_swap_files_that_no_config_has_is_refused():
-    with pytest.raises(ValueError, match="max_swapfiles must be that of some config of v6.12"):
+    with pytest.raises(ValueError, match=r"max_swapfiles must be that of some config of v6\.12"):
         loops._built_profile("v6.12", 25)
 
 

@@ -176,9 +176,10 @@ def test_entries_that_cannot_come_back(pte, bits):
         gpuhmm.range_fault(mm, BLOCK, BLOCK + 4096, request="read", backend="reference")
 
 
-def test_a_marker_is_none_to_the_kernel_that_knows_it():
+def test_a_marker_that_userfaultfd_left_is_cleared_by_the_first_fault():
     mm = space()
     put(mm, BLOCK, encode_swap(30, 1))
+    assert fault(mm, BLOCK, WRITE)[:2] == (0, 0)  # mm/memory.c:pte_marker_clear (v6.1)
     assert fault(mm, BLOCK, WRITE)[1] & ~PFN == FRESH
 
 

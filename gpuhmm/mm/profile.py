@@ -197,7 +197,7 @@ class KernelProfile:
     @property
     def dirty_bits(self) -> int:
         """_PAGE_DIRTY_BITS: any of them makes an entry dirty (pte_dirty)."""
-        return _PAGE_DIRTY | self.page_saved_dirty
+        return int(x86.PAGE_DIRTY) | self.page_saved_dirty
 
     @property
     def huge_bits(self) -> int:

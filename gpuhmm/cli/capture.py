@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhmm.cli.parameters import address, number
-from gpuhmm.cli.source import (
-    CR3_HELP,
-    DUMP_HELP,
-    END_HELP,
-    LEVELS_HELP,
-    MAPS_HELP,
-    START_HELP,
-    STOP_HELP,
-    Kernel,
-    Source,
-)
+from gpuhmm.cli import options
+from gpuhmm.cli.source import Source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,17 +20,17 @@ def capture(
     pid: Annotated[
         list[int] | None, typer.Option(min=1, help="A process; may be given several times.")
     ] = None,
-    dump: Annotated[Path | None, typer.Option(help=DUMP_HELP)] = None,
-    cr3: Annotated[
-        int | None,
-        typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP + " Without it, each one that is found."),
-    ] = None,
-    levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
-    maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
-    kernel: Kernel = None,
-    start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
-    end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
-    stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
+    dump: options.Dump = None,
+    cr3: options.Cr3 = None,
+    levels: options.Levels = None,
+    maps: options.Maps = None,
+    kernel: options.Kernel = None,
+    segments: options.Segments = None,
+    sme_mask: options.SmeMask = None,
+    upright_protnone: options.UprightProtnone = False,
+    start: options.Start = None,
+    end: options.End = None,
+    stop: options.Stop = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a snapshot that is there.")] = False,
 ) -> None:
     """Write the page tables of processes, or out of a memory dump, as snapshots.
@@ -52,7 +42,9 @@ def capture(
 
     messages = Console(stderr=True)
     pids = list(dict.fromkeys(pid or []))
-    common = Source(None, dump, None, cr3, levels, maps, start, end, stop, kernel=kernel)
+    common = Source(
+        None, dump, None, cr3, levels, maps, start, end, stop, segments, sme_mask, upright_protnone, kernel
+    )
     if dump is not None and pids:
         raise typer.BadParameter("one source at a time (got --pid and --dump)")
     if len(pids) > 1:
@@ -66,30 +58,43 @@ def capture(
 
 
 def _save_roots(source: Source, out: Path, force: bool, messages: Console) -> None:
-    """Save what the dump says of its processors, else everything that a scan finds."""
-    from gpuhmm.dump import find_roots
-    from gpuhmm.image import open_image
+    """Save every process that a scan finds, and what the dump says of its processors besides."""
+    from gpuhmm.dump import find_roots, processor_roots
 
-    assert source.dump is not None
-    with open_image(source.dump) as image:
-        found = list(image.cr3s)
-        if not found:
-            with messages.status("looking for page tables"):
-                roots = find_roots(image, levels=source.levels)
-            found = [int(root["cr3"]) for root in roots if root["user"]]
+    with source.open_dump() as image:
+        with messages.status("looking for page tables"):
+            roots = find_roots(image, levels=source.levels)
+        beside = set(processor_roots(image)).difference(roots["cr3"].tolist())
+        hint = image.hint
+    kernel_alone = roots["user"] == 0
+    user_halves = (roots["pair"] != 0) & (roots["pair"] < roots["cr3"])
+    chosen = roots[~kernel_alone & ~user_halves]
+    found = [*chosen[["cr3", "levels"]].tolist(), *((cr3, source.levels) for cr3 in sorted(beside))]
     if not found:
         raise ValueError(
-            f"{source.dump} has no top table of a Linux process that a scan could find: give --cr3"
+            f"{source.dump} has no top table of a Linux process that a scan could find: give --cr3, "
+            f"or --sme-mask if AMD's SME or SEV encrypts the memory{hint}"
         )
-    if len(found) == 1:
-        _save(replace(source, cr3=found[0]), out, force, messages)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for cr3 in found:
+    if len(found) > 1:
+        out.mkdir(parents=True, exist_ok=True)
+    saved = 0
+    for cr3, levels in found:
+        where = out / f"cr3-{cr3:#x}" if len(found) > 1 else out
         try:
-            _save(replace(source, cr3=cr3), out / f"cr3-{cr3:#x}", force, messages)
+            _save(replace(source, cr3=cr3, levels=levels), where, force, messages)
+            saved += 1
         except ValueError as error:  # one of several may have no user half, or be none after all
+            if len(found) == 1:
+                raise
             typer.echo(f"CR3 {cr3:#x} was left out: {error}", err=True)
+    for left_out, what in (
+        (kernel_alone, "the kernel alone"),
+        (user_halves, "user mode, beside the kernel's"),
+    ):
+        if left_out.any():
+            typer.echo(f"note: {int(left_out.sum())} top tables of {what} were left out")
+    if not saved:
+        raise ValueError(f"none of the {len(found)} top tables of {source.dump} could be read")
 
 
 def _save(source: Source, out: Path, force: bool, messages: Console) -> None:

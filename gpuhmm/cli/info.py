@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gpuhmm.cli import options
+from gpuhmm.cli.source import Source
+
 
 def info(
     path: Annotated[Path, typer.Argument(help="Folder of a snapshot, or a memory dump.")],
@@ -15,9 +18,15 @@ def info(
         bool, typer.Option("--verify/--no-verify", help="Read every file of a snapshot for its checksum.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    segments: options.Segments = None,
+    sme_mask: options.SmeMask = None,
 ) -> None:
     """Say what a snapshot holds and check it, or what a dump holds and which CR3 it may be walked from."""
-    found = _snapshot(path, verify) if path.is_dir() else _dump(path)
+    found = (
+        _snapshot(path, verify)
+        if path.is_dir()
+        else _dump(Source(dump=path, segments=segments, sme_mask=sme_mask))
+    )
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
@@ -64,25 +73,28 @@ def _snapshot(path: Path, verify: bool) -> dict[str, Any]:
     return found
 
 
-def _dump(path: Path) -> dict[str, Any]:
+def _dump(source: Source) -> dict[str, Any]:
     from gpuhmm.dump import find_roots, release_of
-    from gpuhmm.image import open_image
 
-    with open_image(path) as image:
+    with source.open_dump() as image:
         roots = find_roots(image)
         release = release_of(image)
+        hint = f"nothing was found: --sme-mask if AMD's SME or SEV encrypts the memory{image.hint}"
         return {
-            "dump": str(path),
-            **{name: value for name, value in image.describe().items() if name not in ("memory", "path")},
+            "dump": str(source.dump),
+            **{n: value for n, value in image.describe().items() if n not in ("memory", "path")},
+            **({} if len(roots) else {"hint": hint}),
             "release": "not found" if release is None else f"{release[0]} ({release[1]})",
             "cr3_of_processors": [f"{cr3:#x}" for cr3 in image.cr3s],
             "levels": image.levels if image.levels is not None else "not said",
+            "sme_mask": f"{image.sme_mask:#x}",
             "cr3_candidates": [
                 {
-                    "cr3": f"{int(root['cr3']):#x}",
+                    "cr3": f"{root['cr3']:#x}",
                     "levels": int(root["levels"]),
                     "user_entries": int(root["user"]),
                     "kernel_entries": int(root["kernel"]),
+                    **({"pti_pair": f"{root['pair']:#x}"} if root["pair"] else {}),
                 }
                 for root in roots
             ],

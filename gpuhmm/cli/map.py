@@ -7,20 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gpuhmm.cli.parameters import address, number, one_of
-from gpuhmm.cli.source import (
-    CR3_HELP,
-    DUMP_HELP,
-    END_HELP,
-    LEVELS_HELP,
-    MAPS_HELP,
-    PID_HELP,
-    SNAPSHOT_HELP,
-    START_HELP,
-    STOP_HELP,
-    Kernel,
-    Source,
-)
+from gpuhmm.cli import options
+from gpuhmm.cli.parameters import one_of
+from gpuhmm.cli.source import Source
 from gpuhmm.hmm.backends import BACKENDS
 
 _BACKENDS = ("auto", *BACKENDS)
@@ -28,20 +17,23 @@ _BACKENDS = ("auto", *BACKENDS)
 
 def draw_map(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")],
-    snapshot: Annotated[Path | None, typer.Argument(help=SNAPSHOT_HELP)] = None,
-    pid: Annotated[int | None, typer.Option(min=1, help=PID_HELP)] = None,
-    dump: Annotated[Path | None, typer.Option(help=DUMP_HELP)] = None,
-    cr3: Annotated[int | None, typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP)] = None,
-    levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
-    maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
-    kernel: Kernel = None,
-    start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
-    end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
+    snapshot: options.Snapshot = None,
+    pid: options.Pid = None,
+    dump: options.Dump = None,
+    cr3: options.Cr3 = None,
+    levels: options.Levels = None,
+    maps: options.Maps = None,
+    kernel: options.Kernel = None,
+    segments: options.Segments = None,
+    sme_mask: options.SmeMask = None,
+    upright_protnone: options.UprightProtnone = False,
+    start: options.Start = None,
+    end: options.End = None,
     strips: Annotated[int, typer.Option(min=1, max=100, help="Stretches that are shown at most.")] = 24,
     backend: Annotated[
         str, typer.Option(parser=one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks.")
     ] = "auto",
-    stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
+    stop: options.Stop = False,
 ) -> None:
     """Draw a process, a dump or a snapshot: areas, and what their pages are, at any scale.
 
@@ -56,7 +48,9 @@ def draw_map(
 
     picture_suffix(out)
     messages = Console(stderr=True)
-    capture = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop, kernel=kernel).read(messages)
+    capture = Source(
+        pid, dump, snapshot, cr3, levels, maps, start, end, stop, segments, sme_mask, upright_protnone, kernel
+    ).read(messages)
     with messages.status("walking and drawing"):
         walk = walk_capture(capture, backend=backend)
         shown = strips_of(capture, walk, max_strips=strips)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from gpuhmm.image import Segment
+
+_NUMBER = "(0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,18})"
+_SEGMENT = re.compile(f"{_NUMBER}:{_NUMBER}@{_NUMBER}")
 
 
 def address(text: str) -> int:
@@ -35,6 +43,19 @@ def kernel_name(text: str) -> str:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return text
+
+
+def segments(text: str) -> tuple[Segment, ...]:
+    """Return the parts of a raw image: START:LENGTH@OFFSET,... in bytes, decimal or with 0x."""
+    from gpuhmm.image import Segment
+
+    found = []
+    for part in text.split(","):
+        fields = _SEGMENT.fullmatch(part)
+        if fields is None:
+            raise typer.BadParameter(f"segments must be START:LENGTH@OFFSET,... (got {part!r})")
+        found.append(Segment(*(int(field, 0) for field in fields.groups())))
+    return tuple(found)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

@@ -7,38 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
-
-from gpuhmm.cli.parameters import kernel_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gpuhmm.capture import Capture
-
-#: The option of every command that walks what a kernel has or had.
-Kernel = Annotated[
-    str | None,
-    typer.Option(
-        parser=kernel_name,
-        metavar="NAME",
-        help="Walk as this kernel: v6.12, or v6.12:no-device-private,no-migration,no-memory-failure for "
-        "what its config lacks [default: the kernel that runs, or the one that the dump names].",
-    ),
-]
-
-#: Help of the options that every command with a source has.
-SNAPSHOT_HELP = "Folder of a snapshot, instead of a process."
-PID_HELP = "The process; without it, this one."
-START_HELP = "First address, decimal or 0x..."
-END_HELP = "Address to stop before."
-STOP_HELP = "Stop the process while it is read."
-DUMP_HELP = "A memory dump instead of a process: raw, ELF core or LiME."
-CR3_HELP = "CR3 of the process in the dump."
-LEVELS_HELP = "Levels of the dump's page tables, 4 or 5, if it does not say."
-MAPS_HELP = "Mappings of the dump, in the form of /proc/PID/maps; else from its entries."
+    from gpuhmm.image import MemorySource, Segment
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,9 @@ class Source:
     start: int | None = None
     end: int | None = None
     stop: bool = False
+    segments: tuple[Segment, ...] | None = None
+    sme_mask: int | None = None
+    upright_protnone: bool = False
     kernel: str | None = None
 
     def __post_init__(self) -> None:
@@ -67,10 +47,9 @@ class Source:
         if self.start is not None and self.end is not None and self.start >= self.end:
             raise typer.BadParameter(f"--start must lie below --end (got {self.start:#x}, {self.end:#x})")
         if self.dump is None:
+            options = ("cr3", "levels", "maps", "segments", "sme_mask", "upright_protnone")
             wrong = [
-                name
-                for name, value in (("--cr3", self.cr3), ("--levels", self.levels), ("--maps", self.maps))
-                if value is not None
+                f"--{name.replace('_', '-')}" for name in options if getattr(self, name) not in (None, False)
             ]
             if wrong:
                 raise typer.BadParameter(f"{' and '.join(wrong)} belong to --dump")
@@ -84,6 +63,14 @@ class Source:
         """True for a process, which can be read again."""
         return self.dump is None and self.snapshot is None
 
+    def open_dump(self) -> MemorySource:
+        """Return the memory of the dump."""
+        from gpuhmm.image import open_image
+
+        assert self.dump is not None
+        layout, mask, upright = self.segments or (), self.sme_mask, self.upright_protnone
+        return open_image(self.dump, segments=layout, sme_mask=mask, upright_protnone=upright)
+
     def read(self, messages: Console) -> Capture:
         """Return what is there now."""
         if self.snapshot is not None:
@@ -91,15 +78,16 @@ class Source:
         if self.dump is not None:
             from gpuhmm.dump import read_dump
 
-            return read_dump(
-                self.dump,
-                self.cr3,
-                levels=self.levels,
-                maps=self.maps,
-                kernel=self.kernel,
-                start=self.start or 0,
-                end=self.end,
-            )
+            with self.open_dump() as memory:
+                return read_dump(
+                    memory,
+                    self.cr3,
+                    levels=self.levels,
+                    maps=self.maps,
+                    kernel=self.kernel,
+                    start=self.start or 0,
+                    end=self.end,
+                )
         from gpuhmm.process import read_process, stopped
 
         who = os.getpid() if self.pid is None else self.pid

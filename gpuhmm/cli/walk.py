@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuhmm.cli.parameters import address, number, one_of
-from gpuhmm.cli.source import (
-    CR3_HELP,
-    DUMP_HELP,
-    END_HELP,
-    LEVELS_HELP,
-    MAPS_HELP,
-    PID_HELP,
-    SNAPSHOT_HELP,
-    START_HELP,
-    STOP_HELP,
-    Kernel,
-    Source,
-)
+from gpuhmm.cli import options
+from gpuhmm.cli.parameters import one_of
+from gpuhmm.cli.source import Source
 from gpuhmm.cli.tables import print_table, width_of
 from gpuhmm.cli.watch import watch
 from gpuhmm.hmm.backends import BACKENDS
@@ -42,15 +31,18 @@ OUT_HELP = "Also write the runs to a file: .parquet or .npy; .json takes the sum
 
 
 def walk(
-    snapshot: Annotated[Path | None, typer.Argument(help=SNAPSHOT_HELP)] = None,
-    pid: Annotated[int | None, typer.Option(min=1, help=PID_HELP)] = None,
-    dump: Annotated[Path | None, typer.Option(help=DUMP_HELP)] = None,
-    cr3: Annotated[int | None, typer.Option(parser=number, metavar="NUMBER", help=CR3_HELP)] = None,
-    levels: Annotated[int | None, typer.Option(min=4, max=5, help=LEVELS_HELP)] = None,
-    maps: Annotated[Path | None, typer.Option(help=MAPS_HELP)] = None,
-    kernel: Kernel = None,
-    start: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=START_HELP)] = None,
-    end: Annotated[int | None, typer.Option(parser=address, metavar="ADDRESS", help=END_HELP)] = None,
+    snapshot: options.Snapshot = None,
+    pid: options.Pid = None,
+    dump: options.Dump = None,
+    cr3: options.Cr3 = None,
+    levels: options.Levels = None,
+    maps: options.Maps = None,
+    kernel: options.Kernel = None,
+    segments: options.Segments = None,
+    sme_mask: options.SmeMask = None,
+    upright_protnone: options.UprightProtnone = False,
+    start: options.Start = None,
+    end: options.End = None,
     request: Annotated[
         str,
         typer.Option(
@@ -63,7 +55,7 @@ def walk(
         str,
         typer.Option(parser=one_of(*_BACKENDS), metavar="|".join(_BACKENDS), help="What walks."),
     ] = "auto",
-    stop: Annotated[bool, typer.Option("--stop", help=STOP_HELP)] = False,
+    stop: options.Stop = False,
     watching: Annotated[
         float | None,
         typer.Option(
@@ -85,7 +77,9 @@ def walk(
         check_suffix(out)
     elif words:
         raise typer.BadParameter("--words belongs to --out")
-    source = Source(pid, dump, snapshot, cr3, levels, maps, start, end, stop, kernel=kernel)
+    source = Source(
+        pid, dump, snapshot, cr3, levels, maps, start, end, stop, segments, sme_mask, upright_protnone, kernel
+    )
     if watching is not None:
         if out is not None or request != "none":
             raise typer.BadParameter("--watch goes with neither --out nor --request")

@@ -2,7 +2,7 @@
 
 from gpuhmm.dump.areas import areas_of
 from gpuhmm.dump.capture import read_dump, read_maps
-from gpuhmm.dump.load import MAX_TABLES, load_tables
+from gpuhmm.dump.load import MAX_TABLES, load_tables, processor_roots
 from gpuhmm.dump.raw_tables import FAULT_DTYPE, FAULT_MISSING, FAULT_RESERVED, RawTables
 from gpuhmm.dump.release import release_of
 from gpuhmm.dump.roots import ROOT_DTYPE, find_roots
@@ -23,6 +23,7 @@ __all__ = [
     "find_roots",
     "find_zero_pages",
     "load_tables",
+    "processor_roots",
     "read_dump",
     "read_maps",
     "release_of",

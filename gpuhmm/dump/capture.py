@@ -110,12 +110,17 @@ def _chosen(memory: MemorySource, tables: RawTables) -> KernelChoice:
 
 
 def _notes(tables: RawTables, memory: MemorySource, zero_pfn: int | None) -> list[str]:
-    notes = list(memory.describe().get("notes", []))
+    notes = [*memory.describe().get("notes", []), *tables.notes]
     notes += [f"{count} upper entries: {name}" for name, count in tables.fault_counts().items() if count]
     twice = len(tables.used_twice())
     if twice:
         notes.append(f"{twice} tables are used at more than one level, as in a table that points to itself")
-    outside = leaves_outside(tables, memory.contains)
+    outside, upright = leaves_outside(tables, memory)
+    if upright:
+        notes.append(
+            f"{upright} PROT_NONE entries map memory of the image only if their PFN is not inverted, "
+            "as kernels before 4.18.1 store it: --upright-protnone reads them so"
+        )
     if outside:
         notes.append(f"{outside} entries of 4 KiB map physical memory that the image does not hold")
     if zero_pfn is None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from gpuhmm.mm.tables import Words
 from gpuhmm.mm.x86 import PAGE_PRESENT, PAGE_PSE
 
-#: An entry that points to a table which the image lacks, and one with PSE where it is reserved.
+#: An entry that points to a table which the image lacks, and one with a reserved bit: PSE at level 4 or 5,
+#: or an address inside a large page.
 FAULT_MISSING = 1
 FAULT_RESERVED = 2
 
@@ -38,7 +39,9 @@ class RawTables:
     ``upper`` is uint64[n_upper, 512], the top table in row 0, ``child`` int32[n_upper, 512] the row of
     the table behind each entry (of ``leaf`` behind level 2, else of ``upper``) or -1, ``leaf``
     uint64[n_leaf, 512].  A table that is used at two levels has a row for each.  ``upper_pfns``,
-    ``upper_levels`` (uint8) and ``leaf_pfns`` name the rows; ``faults`` is ``FAULT_DTYPE``[n].
+    ``upper_levels`` (uint8) and ``leaf_pfns`` name the rows; ``faults`` is ``FAULT_DTYPE``[n].  Entries are
+    raw but for two things: AMD's encryption bit is taken out, and the PFN of a PROT_NONE entry is inverted
+    as kernels since 4.18.1 store it.  ``notes`` say what had to be assumed.
     """
 
     levels: int
@@ -51,6 +54,7 @@ class RawTables:
     leaf_pfns: Words
     faults: npt.NDArray[np.void]
     origin: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def nr_tables(self) -> int:

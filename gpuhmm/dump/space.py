@@ -9,13 +9,14 @@ import numpy as np
 
 from gpuhmm.dump.areas import areas_of
 from gpuhmm.dump.raw_tables import FAULT_MISSING, RawTables
+from gpuhmm.image import MemorySource
 from gpuhmm.memory.space import AddressSpace
 from gpuhmm.mm.entry import TABLE, encode_swap
 from gpuhmm.mm.profile import NO_TYPE, KernelProfile, kernel_profile
 from gpuhmm.mm.running_kernel import ASSUMED
 from gpuhmm.mm.tables import NO_CHILD, Words
 from gpuhmm.mm.vma import Vma
-from gpuhmm.mm.x86 import MAX_PFN, NO_PFN, PTE_PFN_MASK, U64, ZERO_PFN
+from gpuhmm.mm.x86 import MAX_PFN, NO_PFN, PAGE_PRESENT, PAGE_PROTNONE, PTE_PFN_MASK, U64, ZERO_PFN
 
 #: What is said where no VMAs were given.
 AREAS_RULE = (
@@ -138,14 +139,19 @@ def _holds(ascending: Words, pfn: int) -> bool:
     return at < len(ascending) and int(ascending[at]) == pfn
 
 
-def leaves_outside(tables: RawTables, contains: object) -> int:
-    """Return how many present 4 KiB entries map memory for which ``contains(addresses)`` says no."""
-    outside = 0
+def leaves_outside(tables: RawTables, memory: MemorySource) -> tuple[int, int]:
+    """Return how many 4 KiB entries map memory that is not there: present ones, and PROT_NONE ones.
+
+    Of the latter those count whose PFN lies in ``memory`` if it is not inverted, and only then.
+    """
+    outside = upright = 0
     for at in range(0, len(tables.leaf), 4096):
         entries = tables.leaf[at : at + 4096]
-        addresses = entries[(entries & U64(1)) != 0] & PTE_PFN_MASK
-        known = contains(addresses) if callable(contains) else None
-        if known is None:
-            return 0
-        outside += len(addresses) - int(known.sum())
-    return outside
+        known = memory.contains(entries[(entries & PAGE_PRESENT) != 0] & PTE_PFN_MASK)
+        no_access = entries[(entries & (PAGE_PRESENT | PAGE_PROTNONE)) == PAGE_PROTNONE] & PTE_PFN_MASK
+        as_it_is, inverted = memory.contains(no_access), memory.contains(no_access ^ PTE_PFN_MASK)
+        if known is None or as_it_is is None or inverted is None:
+            return 0, 0
+        outside += int((~known).sum())
+        upright += int((as_it_is & ~inverted).sum())
+    return outside, upright

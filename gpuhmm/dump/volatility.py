@@ -10,6 +10,7 @@ Written against volatility3 2.28: framework/interfaces/layers.py, framework/laye
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from gpuhmm.errors import MissingMemoryError
 from gpuhmm.image import as_source
 from gpuhmm.mm.x86 import U64
-from gpuhmm.translation import mappings
+from gpuhmm.translation import iter_mappings
 from gpuhmm.translation.source import tables_of
 
 try:
@@ -32,6 +33,12 @@ _PAGE = 4096
 
 #: offset, length, offset below, length below, layer below
 _Mapping = tuple[int, int, int, int, str]
+#: start, size, physical address, in bytes
+_Run = tuple[int, int, int]
+
+#: Bytes of a window, the reach of one leaf table, and how many are kept: up to 128 MiB of runs.
+_WINDOW = 1 << 21
+_WINDOWS = 1 << 11
 
 
 class PhysicalLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
@@ -98,9 +105,10 @@ class PhysicalLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
 class TranslationLayer(linear.LinearlyMappedLayer):  # type: ignore[misc]
     """What page tables map, as a volatility3 layer on top of ``memory_layer``, the name of another.
 
-    ``source`` is what :func:`gpuhmm.translate` takes.  All of it is translated once, when the layer is made;
-    after that a look-up is a search among the runs.  Addresses are those of volatility3's Intel layers:
-    the bits that canonical ones repeat may be there or not.
+    ``source`` is what :func:`gpuhmm.translate` takes.  What is asked for is translated, and the last windows
+    of 2 MiB are kept: a kernel with KASAN maps 16 TiB of shadow through three tables, which nobody could
+    keep.  Addresses are those of volatility3's Intel layers: the bits that canonical ones repeat may be
+    there or not.
     """
 
     def __init__(
@@ -109,10 +117,9 @@ class TranslationLayer(linear.LinearlyMappedLayer):  # type: ignore[misc]
         super().__init__(context=context, config_path=name, name=name)
         self._base_layer = memory_layer
         self._bits = 12 + 9 * tables_of(source).levels
-        runs = mappings(source, split_by="address", backend=backend)
-        self._starts = runs["va"] & U64((1 << self._bits) - 1)
-        self._sizes = runs["npages"] << U64(12)
-        self._physical = runs["pa"]
+        self._source = source
+        self._backend = backend
+        self._window = lru_cache(_WINDOWS)(lambda at: list(self._translated(at, at + _WINDOW)))
 
     @property
     def maximum_address(self) -> int:
@@ -160,28 +167,42 @@ class TranslationLayer(linear.LinearlyMappedLayer):  # type: ignore[misc]
         prefix = offset & ~self.maximum_address
         at = offset & self.maximum_address
         end = at + max(length, 1)
-        i = max(int(np.searchsorted(self._starts, U64(at), side="right")) - 1, 0)
-        while at < end:
-            start, size = (int(self._starts[i]), int(self._sizes[i])) if i < len(self._starts) else (end, 0)
-            if start + size <= at and i < len(self._starts):
-                i += 1
-                continue
+        for start, size, physical in self._runs(at, end):
             if at < start:
                 self._hole(prefix | at, ignore_errors)
                 at = start
-                continue
             past = min(start + size, end)
-            for low, high in self._there(base, at, past, int(self._physical[i]) - start):
+            for low, high in self._there(base, at, past, physical - start):
                 if low > at:
                     self._hole(prefix | at, ignore_errors)
-                mapped = int(self._physical[i]) + low - start
+                mapped = physical + low - start
                 piece = high - low if length else 0
                 yield prefix | low, piece, mapped, piece, self._base_layer
                 at = high
             if at < past:
                 self._hole(prefix | at, ignore_errors)
                 at = past
-            i += 1
+        if at < end:
+            self._hole(prefix | at, ignore_errors)
+
+    def _runs(self, low: int, high: int) -> Iterator[_Run]:
+        """Yield what is mapped in ``[low, high)``, by address, cut there."""
+        window = low & -_WINDOW
+        if high - window > _WINDOW:
+            yield from self._translated(low, high)
+            return
+        for start, size, physical in self._window(window):
+            cut = max(low - start, 0)
+            if cut < size and start < high:
+                yield start + cut, size - cut, physical + cut
+
+    def _translated(self, low: int, high: int) -> Iterator[_Run]:
+        """Yield what is mapped in the pages of ``[low, high)``, by address, without keeping it."""
+        first, past = low & -_PAGE, min(high + _PAGE - 1 & -_PAGE, self.maximum_address + 1)
+        start, end = self.canonicalize(first), self.canonicalize(past - 1) + 1
+        for runs in iter_mappings(self._source, start, end, split_by="address", backend=self._backend):
+            vas, sizes = runs["va"] & U64(self.maximum_address), runs["npages"] << U64(12)
+            yield from zip(vas.tolist(), sizes.tolist(), runs["pa"].tolist(), strict=True)
 
     def _hole(self, address: int, ignore_errors: bool) -> None:
         if not ignore_errors:

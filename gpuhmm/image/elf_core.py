@@ -1,7 +1,8 @@
 """ELF cores of a whole machine: QEMU's ``dump-guest-memory``, and kdump's /proc/vmcore.
 
-A PT_LOAD says which physical memory it holds in ``p_paddr``; what lies between them is a hole.  Notes
-named QEMU hold the state of each processor, with CR3 and CR4, one named VMCOREINFO what the kernel says.
+A PT_LOAD says which physical memory it holds in ``p_paddr``; what lies between them is a hole, and what
+``p_memsz`` says beyond ``p_filesz`` is zeros.  Notes named QEMU hold the state of each processor, with CR3
+and CR4; the note VMCOREINFO is the kernel's own.
 
 Source: System V ABI, chapter 5; target/i386/arch_dump.c of QEMU (QEMUCPUState, version 1);
 Documentation/admin-guide/kdump/vmcoreinfo.rst (v6.12).
@@ -13,14 +14,18 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from gpuhmm.errors import ImageError
-from gpuhmm.image.file import Segment, disjoint
+from gpuhmm.image.file import ZEROS, Segment, disjoint
 from gpuhmm.image.read_at import ReadAt
 
-MAGIC = b"\x7fELF"
-
 _HEADER = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH")
-_PROGRAM = struct.Struct("<IIQQQQQQ")
+#: Elf64_Phdr.
+_PROGRAM = np.dtype(
+    [(name, "<u4") for name in ("type", "flags")]
+    + [(name, "<u8") for name in ("offset", "vaddr", "paddr", "filesz", "memsz", "align")]
+)
 _SECTION_INFO = struct.Struct("<I")
 _ELFCLASS64, _LITTLE_ENDIAN = 2, 1
 _ET_CORE, _EM_X86_64 = 4, 62
@@ -33,21 +38,25 @@ _NO_ADDRESS = 0xFFFF_FFFF_FFFF_FFFF
 _CR3_OFFSET = 8 + 18 * 8 + 10 * 24 + 3 * 8
 _CR4_OFFSET = _CR3_OFFSET + 8
 _CR4_LA57 = 1 << 12
-#: Notes are read up to this size: some kB for each processor.
-_MAX_NOTES = 1 << 28
-_MAX_HEADERS = 1 << 22
+#: Notes are read up to this size, all together: some kB for each processor.
+_MAX_NOTES = 1 << 24
+_MAX_HEADERS = 1 << 20
+_USER_END = 1 << 47
+
+#: e_machine of what cores of other machines are (System V ABI's registry).
+_MACHINES = {3: "Intel 80386", 21: "PowerPC64", 22: "S/390", 40: "ARM", 183: "AArch64", 243: "RISC-V"}
 
 
 @dataclass(frozen=True)
 class ElfCore:
     """What the headers say: memory, the CR3 of each processor, levels where known, bytes that are missing.
 
-    ``vmcoreinfo`` is what the note of that name says, by name; empty without one.
+    ``vmcoreinfo`` is what the note of that name says, empty without one.
     """
 
     segments: list[Segment]
-    cr3s: tuple[int, ...]
-    levels: int | None
+    processors: tuple[int, ...]
+    paging_levels: int | None
     truncated: int
     notes: list[str]
     vmcoreinfo: dict[str, str]
@@ -63,66 +72,87 @@ def parse(read: ReadAt, size: int, path: str) -> ElfCore:
     if len(header) < _HEADER.size:
         raise ImageError(f"{path}: an ELF header has {_HEADER.size} bytes (got {len(header)})")
     fields = _HEADER.unpack(header)
-    elf_class, data, kind, machine = fields[1], fields[2], fields[6], fields[7]
-    phoff, shoff, phentsize, phnum = fields[10], fields[11], fields[14], fields[15]
+    elf_class, data = fields[1], fields[2]
+    kind, machine = struct.unpack_from("<HH" if data == _LITTLE_ENDIAN else ">HH", header, 16)
+    phoff, shoff, phentsize, phnum, shnum = fields[10], fields[11], *fields[14:16], fields[17]
     if (elf_class, data, kind, machine) != (_ELFCLASS64, _LITTLE_ENDIAN, _ET_CORE, _EM_X86_64):
+        name = "" if machine == _EM_X86_64 else f": {_MACHINES.get(machine, 'another processor')}"
         raise ImageError(
             f"{path} must be an ELF core of a 64-bit x86 machine "
-            f"(got class {elf_class}, data {data}, type {kind}, machine {machine})"
+            f"(got class {elf_class}, data {data}, type {kind}, machine {machine}{name})"
         )
     if phnum == _PN_XNUM:
         phnum = _real_phnum(read, shoff, path)
-    if phentsize != _PROGRAM.size or not 0 < phnum <= _MAX_HEADERS:
+    if not phnum and shnum:
+        raise ImageError(
+            f"{path} is an ELF core with sections in place of segments, as xl dump-core of Xen writes it: "
+            "take a kdump inside the guest, or a LiME image"
+        )
+    if phentsize != _PROGRAM.itemsize or not 0 < phnum <= _MAX_HEADERS:
         raise ImageError(f"{path}: {phnum} program headers of {phentsize} bytes are none of a core")
-    table = read(phoff, phnum * _PROGRAM.size)
-    if len(table) < phnum * _PROGRAM.size:
+    table = read(phoff, phnum * phentsize)
+    if len(table) < phnum * phentsize:
         raise ImageError(f"{path} ends within its program headers")
-    headers = list(_PROGRAM.iter_unpack(table))
-    return _from_headers(headers, read, size, path)
+    return _from_headers(np.frombuffer(table, dtype=_PROGRAM), read, size, path)
 
 
-def _from_headers(headers: list[tuple[int, ...]], read: ReadAt, size: int, path: str) -> ElfCore:
-    loads = [h for h in headers if h[0] == _PT_LOAD]
-    if len(loads) > 1 and not any(h[4] for h in loads):
+def _from_headers(headers: np.ndarray, read: ReadAt, size: int, path: str) -> ElfCore:
+    loads = headers[headers["type"] == _PT_LOAD]
+    in_user_half = (loads["vaddr"] != 0) & (loads["vaddr"] < _USER_END)
+    if not loads["paddr"].any() and (len(loads) > 1 or in_user_half.any()):
         raise ImageError(
             f"{path} must be a core of a machine: all its segments say physical address 0, "
             "as in the core of a process"
         )
     segments = []
     truncated = unknown = 0
-    for _, _, offset, _, address, filesz, _, _ in loads:
-        if address == _NO_ADDRESS:
+    for offset, address, filesz, memsz in loads[["offset", "paddr", "filesz", "memsz"]].tolist():
+        # QEMU gives memory that it did not write the offset -1.
+        if _NO_ADDRESS in (address, offset):
             unknown += 1
             continue
         there = max(min(filesz, size - offset), 0)
         truncated += filesz - there
         if there:
             segments.append(Segment(address, there, offset))
+        if memsz > filesz:
+            segments.append(Segment(address + filesz, memsz - filesz, ZEROS))
     kept = disjoint(segments)
     notes = []
     if truncated:
         notes.append(f"the file lacks {truncated} bytes of what its headers promise")
     if unknown:
-        notes.append(f"{unknown} segments without a physical address were left out")
+        notes.append(f"{unknown} segments without a physical address or a place in the file were left out")
     if sum(s.size for s in kept) < sum(s.size for s in segments):
         notes.append("some segments hold the same physical memory: the first one counts")
-    said = [
-        note
-        for kind, _, offset, _, _, filesz, _, _ in headers
-        if kind == _PT_NOTE
-        for note in _notes(read(offset, min(filesz, _MAX_NOTES)))
-    ]
-    states = [
-        struct.unpack_from("<QQ", description, _CR3_OFFSET)
-        for name, description in said
-        if name == b"QEMU" and len(description) >= _CR4_OFFSET + 8
-    ]
-    vmcoreinfo = next((description for name, description in said if name == b"VMCOREINFO"), b"")
-    cr3s = tuple(dict.fromkeys(cr3 for cr3, _ in states))
+    states, vmcoreinfo = _states_and_vmcoreinfo(headers[headers["type"] == _PT_NOTE], read)
+    processors = tuple(dict.fromkeys(cr3 for cr3, _ in states))
     levels = None
     if states:
         levels = 5 if any(cr4 & _CR4_LA57 for _, cr4 in states) else 4
-    return ElfCore(kept, cr3s, levels, truncated, notes, parse_vmcoreinfo(vmcoreinfo))
+    return ElfCore(kept, processors, levels, truncated, notes, vmcoreinfo)
+
+
+def _states_and_vmcoreinfo(headers: np.ndarray, read: ReadAt) -> tuple[list[tuple[int, int]], dict[str, str]]:
+    """Return CR3 and CR4 of each processor, and what the kernel says of itself."""
+    states: list[tuple[int, int]] = []
+    vmcoreinfo: dict[str, str] = {}
+    left = _MAX_NOTES
+    for offset, filesz in headers[["offset", "filesz"]].tolist():
+        content = read(offset, min(filesz, left))
+        left -= len(content)
+        for name, description in _notes(content):
+            if name == b"QEMU" and len(description) >= _CR4_OFFSET + 8:
+                states.append(struct.unpack_from("<QQ", description, _CR3_OFFSET))
+            elif name == b"VMCOREINFO" and not vmcoreinfo:
+                vmcoreinfo = parse_vmcoreinfo(description)
+    return states, vmcoreinfo
+
+
+def parse_vmcoreinfo(text: bytes) -> dict[str, str]:
+    """Return the lines NAME=VALUE of the kernel's note VMCOREINFO by name."""
+    lines = text.decode("ascii", "replace").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def _real_phnum(read: ReadAt, shoff: int, path: str) -> int:
@@ -133,19 +163,13 @@ def _real_phnum(read: ReadAt, shoff: int, path: str) -> int:
     return int(_SECTION_INFO.unpack(info)[0])
 
 
-def _notes(notes: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _notes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield name and description of each note; notes that are cut short end the list."""
     at = 0
-    while at + 12 <= len(notes):
-        namesz, descsz, _ = struct.unpack_from("<III", notes, at)
-        name = notes[at + 12 : at + 12 + namesz].rstrip(b"\0")
+    while at + 12 <= len(content):
+        namesz, descsz, _ = struct.unpack_from("<III", content, at)
         begin = at + 12 + -(-namesz // 4) * 4
+        if begin + descsz > len(content):
+            return
+        yield content[at + 12 : at + 12 + namesz].rstrip(b"\0"), content[begin : begin + descsz]
         at = begin + -(-descsz // 4) * 4
-        if at <= len(notes) + 3:
-            yield name, notes[begin : begin + descsz]
-
-
-def parse_vmcoreinfo(text: bytes) -> dict[str, str]:
-    """Return the lines NAME=VALUE of the kernel's note VMCOREINFO by name."""
-    lines = text.decode("ascii", "replace").splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line)

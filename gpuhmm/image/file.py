@@ -25,11 +25,13 @@ from gpuhmm.mm.x86 import MAX_PFN
 _SCAN_PAGES = 4096
 #: Pages that one read of neighbouring tables takes at most.
 _MAX_BATCH = 1 << 15
+#: The offset of memory that is zeros without lying in the file, more than a file can have.
+ZEROS = 1 << 63
 
 
 @dataclass(frozen=True, order=True)
 class Segment:
-    """``size`` bytes of physical memory at ``address``, at ``offset`` in the file."""
+    """``size`` bytes of physical memory at ``address``, at ``offset`` in the file; zeros from ZEROS on."""
 
     address: int
     size: int
@@ -38,10 +40,11 @@ class Segment:
 
 @dataclass
 class ImageFile(MemorySource):
-    """An opened image.  Close it, or use it in a ``with`` block.
+    """An opened image.
 
     ``format`` names what was found, ``truncated`` counts the bytes that the file's own headers
-    promise and that it lacks.  Segments are sorted and disjoint.
+    promise and that it lacks.  Segments are sorted and disjoint.  ``processors`` and ``paging_levels`` are
+    from the notes of QEMU.
     """
 
     path: str
@@ -53,6 +56,7 @@ class ImageFile(MemorySource):
     paging_levels: int | None = None
     notes: list[str] = field(default_factory=list)
     vmcoreinfo: Mapping[str, str] = field(default_factory=dict)
+    hint: str = ""
 
     def __post_init__(self) -> None:
         if not self.segments:
@@ -71,12 +75,6 @@ class ImageFile(MemorySource):
             )
         columns = np.array([(s.address, s.size, s.offset) for s in self.segments], dtype=np.uint64)
         self._starts, self._sizes, self._offsets = np.ascontiguousarray(columns.T)
-
-    def __enter__(self) -> ImageFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; closing twice does nothing."""
@@ -99,8 +97,8 @@ class ImageFile(MemorySource):
 
     @property
     def levels(self) -> int | None:
-        """4 or 5, from CR4 in the notes of QEMU."""
-        return self.paging_levels
+        """4 or 5, from VMCOREINFO or from CR4 in the notes of QEMU."""
+        return self.said_levels or self.paging_levels
 
     def describe(self) -> dict[str, Any]:
         """Return path, format, sizes in bytes and notes."""
@@ -133,7 +131,10 @@ class ImageFile(MemorySource):
             if segment is None:
                 raise MissingMemoryError(f"physical address {at:#x} is not in {self.path}")
             count = min(end, segment.address + segment.size) - at
-            part = os.pread(self.fd, count, segment.offset + at - segment.address)
+            if segment.offset >= ZEROS:
+                part = bytes(count)
+            else:
+                part = os.pread(self.fd, count, segment.offset + at - segment.address)
             if not part:
                 raise MissingMemoryError(f"{self.path} ends before physical address {at:#x}")
             parts.append(part)
@@ -160,6 +161,9 @@ class ImageFile(MemorySource):
                 for i in range(low, high):
                     there[i] = self._piecewise(int(addresses[i]), pages[i])
                 continue
+            if self._offsets[at[low]] >= ZEROS:
+                there[low:high] = True
+                continue
             for a in range(low, high, _MAX_BATCH):
                 b = min(high, a + _MAX_BATCH)
                 full = self._fill(pages[a:b], int(offsets[a])) // PAGE
@@ -173,7 +177,7 @@ class ImageFile(MemorySource):
 
     def scan(self) -> Iterator[tuple[int, Words]]:
         """Yield all whole pages by address, 16 MiB at a time; holes of a sparse file are passed over."""
-        for segment in self.segments:
+        for segment in (s for s in self.segments if s.offset < ZEROS):
             skip = -segment.address % PAGE
             for low, high in self._data(segment.offset + skip, segment.offset + segment.size):
                 # The extents of a file need not begin where a page of memory does.

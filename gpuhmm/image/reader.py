@@ -93,9 +93,9 @@ class ReaderSource(MemorySource):
         return ()
 
     @property
-    def levels(self) -> None:
-        """None: nobody says."""
-        return
+    def levels(self) -> int | None:
+        """4 or 5, where VMCOREINFO says them."""
+        return self.said_levels
 
 
 def _absent() -> tuple[type[BaseException], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,34 @@ PAGE = 4096
 class MemorySource(ABC):
     """Physical memory, addressed in bytes.
 
-    Nothing is kept of what was read: memory that changes is read as it is at that moment.
+    Nothing is kept of what was read: memory that changes is read as it is at that moment.  Close it, or
+    use it in a ``with`` block, where a file lies behind it.
     """
 
+    #: AMD's encryption bit in entries and CR3 (``sme_me_mask``), 0 where there is none.
+    sme_mask: int = 0
+    #: True for kernels before 4.18.1, which store the PFN of a PROT_NONE entry as it is, not inverted.
+    upright_protnone: bool = False
     #: What the kernel's note VMCOREINFO says, by name; empty where there is none.
     vmcoreinfo: Mapping[str, str] = MappingProxyType({})
+    #: What to try where memory is missing that should be there; ends an error message.
+    hint: str = ""
+
+    @property
+    def said_levels(self) -> int | None:
+        """Levels of the page tables, 4 or 5, where VMCOREINFO says them."""
+        said = self.vmcoreinfo.get("NUMBER(pgtable_l5_enabled)")
+        return None if said not in ("0", "1") else 4 + int(said)
+
+    def close(self) -> None:
+        """Close what lies behind it; closing twice does nothing."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @abstractmethod
     def read(self, address: int, size: int) -> bytes:

@@ -34,18 +34,21 @@ def mappings(
     *,
     split_by: str = "permissions",
     backend: str = "auto",
-    max_runs: int = 1 << 28,
-    max_tables: int = 1 << 24,
+    max_runs: int | None = None,
+    max_tables: int = 1 << 22,
 ) -> npt.NDArray[np.void]:
     """Return what ``source`` maps in ``[start, end)`` as maximal runs by address, ``MAPPING_DTYPE``[n].
 
     ``source`` is as in :func:`gpuhmm.translate`; the addresses are canonical, ``end`` up to 2^64.  Runs end
     where virtual or physical addresses skip, where PROTNONE begins or ends, and with ``split_by`` of
     ``permissions`` also where write, user or no-execute changes (the bits of all levels together); with
-    ``address`` the flags are those of a run's first page.  ValueError for more than ``max_runs``, and
-    where tables that point to each other count more than ``max_tables``; :func:`iter_mappings` has no
-    such limits.
+    ``address`` the flags are those of a run's first page.  ValueError for more than ``max_runs`` (2^24, or
+    512 for each table if that is more), and where tables that are used again and again count more than
+    ``max_tables``, as those of KASAN's shadow do; :func:`iter_mappings` has no such limits.
     """
+    if max_runs is None:
+        tables = tables_of(source)
+        max_runs = max(1 << 24, (len(tables.upper) + len(tables.leaf)) << 9)
     found = []
     count = 0
     for runs in _found(source, start, end, split_by, backend, max_tables):

@@ -1,6 +1,7 @@
 """Translation one address at a time, to be read next to the manual; it judges the other back ends.
 
-It shares no code with them.  Source: Intel SDM volume 3, figures 4-8 to 4-10.
+It shares no code with them.  Source: Intel SDM volume 3, figures 4-8 to 4-10,
+tables 4-16 and 4-18.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def translate_va(tables: Tables, va: int) -> int:
             if entry & _PROTNONE and (level == 1 or (large and level <= 3)):
                 return PROTNONE << 56 | decided | _page(~entry, va, shift)
             return NOT_PRESENT << 56 | decided
-        if level == 1 or (large and level <= 3):
-            return MAPPED << 56 | decided | _page(entry, va, shift)
-        if large:
+        # Below the address of a large page bit 12 is PAT, and those above it are reserved.
+        if large and (level > 3 or entry & (1 << shift) - (1 << 13)):
             return RESERVED << 56 | decided
+        if level == 1 or large:
+            return MAPPED << 56 | decided | _page(entry, va, shift)
         row = int(tables.child[row, slot])
         if row < 0:
             return MISSING << 56 | decided

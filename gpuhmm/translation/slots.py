@@ -23,6 +23,7 @@ from gpuhmm.mm.x86 import (
 )
 from gpuhmm.translation.runs import MAPPING_GRANTED, MAPPING_NX, MAPPING_PROTNONE, MAPPING_USER, MAPPING_WRITE
 from gpuhmm.translation.source import Tables
+from gpuhmm.translation.words import large_reserved
 
 #: Tables of level 2 that one part holds: up to 8,192 leaf tables, 4 million pages.
 _PART = 16
@@ -141,7 +142,8 @@ def _entries(tables: Tables, level: int, rows: Words, vas: Words, above: Words, 
     leads = present & ~pse & (child >= 0)
     large = np.zeros(len(values), dtype=np.bool_)
     if level <= 3:
-        large = pse & (present | ((values & PAGE_PROTNONE) != 0))
+        fine = (values & large_reserved(_LARGE_MASKS[level])) == 0
+        large = pse & ((present & fine) | (~present & ((values & PAGE_PROTNONE) != 0)))
     runs = np.empty((int(large.sum()), 4), dtype=np.uint64)
     runs[:, 0] = at[large]
     if level <= 3:

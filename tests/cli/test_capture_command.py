@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from guest import CR3, guest, write_image, write_maps
 from known_process import known_process
-from table_images import LEAF, TableImage, elf_core
+from table_images import ADDRESS, LEAF, TABLE, TableImage, elf_core, map_kernel
 from typer.testing import CliRunner
 
 import gpuhmm
@@ -90,12 +91,83 @@ def test_without_cr3_each_candidate_is_captured(tmp_path):
     (tmp_path / "two").write_bytes(image.bytes())
     run("capture", "--dump", tmp_path / "two", "-o", tmp_path / "several")
     assert sorted(path.name for path in (tmp_path / "several").iterdir()) == ["cr3-0x1000", "cr3-0x28000"]
-    (tmp_path / "elf").write_bytes(elf_core([(0, image.bytes())], [40 << 12]))
-    run("capture", "--dump", tmp_path / "elf", "-o", tmp_path / "of notes")
-    assert load_snapshot(tmp_path / "of notes").space.root_pfn == 40
     (tmp_path / "none").write_bytes(bytes(1 << 16))
     failed = CliRunner().invoke(app, ["capture", "--dump", str(tmp_path / "none"), "-o", str(tmp_path / "x")])
     assert "no top table" in str(failed.exception)
+
+
+def test_a_core_gives_its_processes_and_not_only_those_that_ran(tmp_path):
+    """The processors: one is idle, one never ran, and one has a table that no scan finds."""
+    image = TableImage(64)
+    map_kernel(image)
+    image.set(0x1000, 1, 6 << 12 | LEAF)
+    image.data[40] = image.data[1]
+    image.data[41, 256:] = image.data[1, 256:]
+    image.data[42, 0] = image.data[1, 0]
+    (tmp_path / "elf").write_bytes(elf_core([(0, image.bytes())], [41 << 12, 0, 40 << 12 | 5, 42 << 12]))
+    said = run("capture", "--dump", tmp_path / "elf", "-o", tmp_path / "several")
+    names = ["cr3-0x1000", "cr3-0x28000", "cr3-0x2a000"]
+    assert sorted(path.name for path in (tmp_path / "several").iterdir()) == names
+    assert "note: 1 top tables of the kernel alone were left out" in said
+
+
+def test_of_the_two_tables_of_a_process_the_kernels_is_captured(tmp_path):
+    image = TableImage(64, root=2)
+    image.next = 8
+    map_kernel(image)
+    image.set(0x1000, 1, 6 << 12 | LEAF)
+    image.data[3] = image.data[2]
+    (tmp_path / "memory").write_bytes(image.bytes())
+    said = json.loads(run("info", tmp_path / "memory", "--json"))
+    assert [(root["cr3"], root["pti_pair"]) for root in said["cr3_candidates"]] == [
+        ("0x2000", "0x3000"),
+        ("0x3000", "0x2000"),
+    ]
+    said = run("capture", "--dump", tmp_path / "memory", "-o", tmp_path / "saved")
+    assert load_snapshot(tmp_path / "saved").space.root_pfn == 2
+    assert "note: 1 top tables of user mode" in said
+
+
+def test_candidates_that_cannot_be_read_are_said(tmp_path):
+    """User entries without anything behind them: each candidate is left out, and that is a failure."""
+    image = TableImage(64)
+    map_kernel(image)
+    image.data[1, 0] = 30 << 12 | TABLE
+    image.data[40] = image.data[1]
+    (tmp_path / "memory").write_bytes(image.bytes())
+    command = ["capture", "--dump", str(tmp_path / "memory"), "-o", str(tmp_path / "several")]
+    failed = CliRunner().invoke(app, command)
+    assert "none of the 2 top tables" in str(failed.exception)
+    assert failed.output.count("was left out") == 2
+
+
+def test_where_and_how_a_raw_dump_has_its_entries(tmp_path):
+    """A hole that was cut out, and AMD's encryption bit in every entry."""
+    image = TableImage(2048, root=1040)
+    map_kernel(image)
+    image.set(0x1000, 1, 1030 << 12 | LEAF)
+    image.data[(image.data & np.uint64(1)) != 0] |= np.uint64(1 << 47)
+    memory = image.bytes()
+    (tmp_path / "memory").write_bytes(memory[: 512 << 12] + memory[1024 << 12 :])
+    dump = ["--dump", tmp_path / "memory", "--cr3", hex(1040 << 12)]
+    told = ["--segments", "0:0x200000@0,0x400000:0x400000@0x200000", "--sme-mask", hex(1 << 47)]
+    assert walked(*dump, *told)[0]["present"] == 1
+    assert run("info", tmp_path / "memory", *told).count("cr3 0x410000") == 1
+    assert "--segments" in run("info", tmp_path / "memory")
+    failed = CliRunner().invoke(app, ["walk", *(str(word) for word in dump), *told[:2]])
+    assert "--sme-mask 0x800000000000" in str(failed.exception)
+
+
+def test_prot_none_of_an_old_kernel(tmp_path):
+    image = TableImage(64)
+    image.set(0x1000, 1, 6 << 12 | LEAF)
+    image.set(0x2000, 1, 7 << 12 | 0x120)
+    (tmp_path / "memory").write_bytes(image.bytes())
+    dump = ["capture", "--dump", tmp_path / "memory", "--cr3", "0x1000", "--levels", "4"]
+    assert "--upright-protnone" in run(*dump, "-o", tmp_path / "saved")
+    said = run(*dump, "-o", tmp_path / "again", "--upright-protnone")
+    assert "--upright-protnone" not in said
+    assert load_snapshot(tmp_path / "again").space.entry(0x2000, 1) == ~(7 << 12) & ADDRESS | 0x120
 
 
 def test_live_processes_and_several_of_them(tmp_path):
@@ -137,6 +209,11 @@ def test_a_snapshot_is_replaced_only_on_demand(image, tmp_path):
         ["walk", "--cr3", "abc", "--dump", "x"],
         ["capture", "--pid", "1", "--dump", "x", "-o", "y"],
         ["capture", "--levels", "5", "-o", "y"],
+        ["walk", "--sme-mask", "0x800000000000"],
+        ["walk", "--upright-protnone"],
+        ["map", "--segments", "0:4096@0", "-o", "x.png"],
+        ["walk", "--dump", "x", "--segments", "0:4096"],
+        ["walk", "--dump", "x", "--segments", "0:4096@0,"],
     ],
 )
 def test_options_that_do_not_go_together(options):

@@ -25,8 +25,8 @@ from gpuhmm.dump import (
     FAULT_RESERVED,
     address_space,
     areas_of,
-    find_roots,
     load_tables,
+    processor_roots,
     read_dump,
     read_maps,
 )
@@ -72,6 +72,18 @@ def test_flags_in_cr3_are_no_address():
     data = image.bytes()
     source = ReaderSource(lambda at, size: data[at : at + size])
     assert load_tables(source, image.cr3 | 0xABC | 1 << 63).root_pfn == image.root
+
+
+def test_processors_share_a_table_or_never_ran(tmp_path):
+    image = small_image()
+    path = tmp_path / "core"
+    # PCIDs differ, and the processor that was never started has CR3 0.
+    path.write_bytes(elf_core([(0, image.bytes())], [0, image.cr3 | 1, image.cr3 | 0x805 | 1 << 63]))
+    with open_image(path) as opened:
+        assert processor_roots(opened) == [image.cr3]
+        assert load_tables(opened).root_pfn == image.root
+        with pytest.raises(ValueError, match="never ran"):
+            load_tables(opened, 0x17)
 
 
 def test_missing_tables_are_faults_with_their_place():
@@ -152,9 +164,23 @@ def test_tables_that_map_everything_over_and_over_are_refused():
 def test_reserved_bits_are_faults():
     image = small_image()
     image.data[1, 9] = 3 << 12 | TABLE | PSE
+    # Bits 13 to 20 of a 2 MiB entry and 13 to 29 of a 1 GiB one (SDM volume 3, tables 4-16 and 4-18).
+    wrong = [(BASE + MIB2, 2, 1 << 13), (BASE + 2 * MIB2, 2, 1 << 20), (BASE + 4 * GIB, 3, 1 << 29)]
+    right = [(BASE + 3 * MIB2, 2, 1 << 12), (BASE + 4 * MIB2, 2, 1 << 21), (BASE + 5 * GIB, 3, 1 << 30)]
+    for va, level, bit in wrong + right:
+        image.set(va, level, 1 << 36 | bit | LEAF | PSE)
     tables = loaded(image)
-    assert tables.faults["kind"].tolist() == [FAULT_RESERVED]
-    assert translate(tables, np.array([9 << 39], dtype=np.uint64)).reasons.tolist() == [5]
+    assert sorted(tables.faults["va"].tolist()) == sorted([9 << 39, *(va for va, _, _ in wrong)])
+    assert (tables.faults["kind"] == FAULT_RESERVED).all()
+    vas = np.array([9 << 39, *(va for va, _, _ in wrong + right)], dtype=np.uint64)
+    for backend in ("reference", "cpu"):
+        seen = translate(tables, vas, backend=backend)
+        assert seen.reasons.tolist() == [5] * 4 + [0] * 3
+        assert seen.physical[4:].tolist() == [1 << 36, 1 << 36 | 1 << 21, 1 << 36 | 1 << 30]
+    # Runs pass over what hardware refuses.
+    large = mappings(tables, BASE + MIB2, BASE + 6 * GIB)
+    assert large["va"].tolist() == [BASE + 3 * MIB2, BASE + 5 * GIB]
+    assert large["npages"].tolist() == [1024, 1 << 18]  # the first two go on in each other
 
 
 @pytest.mark.parametrize(
@@ -186,6 +212,26 @@ def test_memory_that_makes_up_tables_without_end_is_stopped():
 
     with pytest.raises(ImageError, match="more than 5000 page tables"):
         load_tables(ReaderSource(endless), 0x1000, max_tables=5000)
+
+
+def test_a_shadow_that_is_mapped_a_million_times():
+    """As KASAN maps it: 16 TiB through one table of each level, which is read once; runs have a limit."""
+    image = small_image()
+    pud, pmd, pte = range(image.next, image.next + 3)
+    image.data[pte] = 7 << 12 | 0x161 | 1 << 63
+    image.data[pmd] = pte << 12 | TABLE
+    image.data[pud] = pmd << 12 | TABLE
+    image.data[1, 0x1D8:0x1F8] = pud << 12 | TABLE  # from 0xffffec0000000000 on
+    tables = loaded(image)
+    assert tables.nr_tables == 4 + 3
+    vas = np.array([BASE, 0xFFFF_ED00_1234_5000, 0xFFFF_FBFF_FFFF_F000], dtype=np.uint64)
+    assert translate(tables, vas).physical.tolist() == [5 << 12, 7 << 12, 7 << 12]
+    with pytest.raises(ValueError, match="max_runs = 16777216"):
+        mappings(tables)
+    with pytest.raises(ValueError, match="more than 1000 tables"):
+        mappings(tables, max_tables=1000)
+    assert len(mappings(tables, 0, 1 << 47)) == 1
+    assert [vma.start for vma in areas_of(tables)] == [BASE]
 
 
 def test_areas_from_entries():
@@ -253,28 +299,6 @@ def test_maps_files(tmp_path):
         read_dump(tmp_path / "memory", 1 << 12, maps=tmp_path / "maps", vmas=[])
     with pytest.raises(ValueError, match="no mapping in"):
         read_dump(tmp_path / "memory", 1 << 12, vmas=[])
-
-
-def test_roots_follow_the_rule(tmp_path):
-    image = TableImage(32)
-    image.set((1 << 64) - (1 << 31), 1, 5 << 12 | LEAF)  # the kernel's text
-    image.set(BASE, 1, 6 << 12 | LEAF)
-    image.data[20] = image.data[1]
-    image.data[20, 3] = 0x77777 << 12 | TABLE  # points out of the image
-    image.data[21] = image.data[1]
-    image.data[21, 4] = 1 << 12 | TABLE | PSE
-    image.data[22, 511] = image.data[1, 511]  # the kernel alone
-    (tmp_path / "memory").write_bytes(image.bytes())
-    found = find_roots(tmp_path / "memory")
-    assert found.tolist() == [(1 << 12, 4, 1, 1), (22 << 12, 4, 0, 1)]
-    with pytest.raises(ValueError, match="levels must be"):
-        find_roots(tmp_path / "memory", levels=3)
-    five = TableImage(32, levels=5)
-    five.set((1 << 64) - (1 << 31), 1, 5 << 12 | LEAF)
-    (tmp_path / "five").write_bytes(five.bytes())
-    # The table behind entry 511 is what would be a top table of four levels.
-    assert find_roots(tmp_path / "five").tolist() == [(1 << 12, 5, 0, 1), (2 << 12, 4, 0, 1)]
-    assert find_roots(tmp_path / "five", levels=5)["cr3"].tolist() == [1 << 12]
 
 
 FORMS = {
@@ -345,7 +369,7 @@ def test_an_image_that_shrinks_between_the_tables():
     def shrinking(address, size):
         nonlocal reads
         reads += 1
-        if reads > 4:
+        if reads > 8:
             raise OSError("gone")
         return data[address : address + size]
 

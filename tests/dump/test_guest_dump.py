@@ -82,7 +82,7 @@ def test_the_unpacked_memory(record, tmp_path):
 def test_cr3_is_found_by_a_scan(image):
     roots = find_roots(image)
     (found,) = roots[roots["cr3"] == CR3]
-    assert found.tolist() == (CR3, 4, 4, 68)
+    assert found.tolist() == (CR3, 4, 4, 68, 0)
 
 
 def test_without_vmas_the_same_pages_are_valid(record, image):

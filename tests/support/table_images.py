@@ -111,6 +111,12 @@ def fill(rng, image, va):
         slot += count
 
 
+def map_kernel(image):
+    """Map what every Linux has: its text, and the espfix area in slot 510 of the table above the PUDs."""
+    image.set(0xFFFF_FFFF_8100_0000, 2, 0x100_0000 | 0x1E1)
+    image.set(0xFFFF_FF00_0000_5000, 1, 0x20_0000 | 0x161 | 1 << 63)
+
+
 def elf_core(pieces, cr3s=(), la57=False, memory_beyond=0, vmcoreinfo=None):
     """Return an ELF core as QEMU writes it: ``pieces`` are (physical address, bytes)."""
     notes = b""

@@ -9,9 +9,11 @@ from numba import njit, prange
 
 from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
 from gpuhmm.hmm.walk.constants import for_range, may_fault, unpack, walk_constants
-from gpuhmm.hmm.walk.span import NO_STOP, find_stop, write_words
+from gpuhmm.hmm.walk.span import NO_STOP, find_stop
 from gpuhmm.kernels.compile_cache import cached
-from gpuhmm.kernels.paths import on_one_thread
+from gpuhmm.kernels.cpu_tables import write_words
+from gpuhmm.kernels.lanes import finish_stores
+from gpuhmm.kernels.paths import goes_past_caches, on_one_thread
 from gpuhmm.shared import register
 
 if TYPE_CHECKING:
@@ -33,11 +35,13 @@ def _range_stops(i, starts, ends, offsets, walk, vmas, owners, upper, child, lea
     return stop != NO_STOP
 
 
-def _write_range(i, starts, ends, offsets, walk, vmas, owners, upper, child, leaf, hmm_pfns):
+def _write_range(i, starts, ends, offsets, past_caches, walk, vmas, owners, upper, child, leaf, hmm_pfns):
     """Write the words of a range; return whether its walk stops all the same, whatever is asked."""
     own = for_range(walk, starts[i], ends[i])
     arrays = Arrays(vmas, owners, upper, child, leaf, hmm_pfns[offsets[i] : offsets[i + 1]])
-    stop = write_words(own.start, own.end, own.start, own, arrays)
+    stop = write_words(own.start, own.end, own.start, own, arrays, past_caches)
+    if past_caches:
+        finish_stores()
     return stop != NO_STOP
 
 
@@ -46,7 +50,21 @@ _range_stops = njit(_range_stops, _nrt=False)
 _write_range = njit(_write_range, _nrt=False)
 
 
-def _resolve(first, past, starts, ends, offsets, constants, vmas, owners, upper, child, leaf, hmm_pfns):
+def _resolve(
+    first,
+    past,
+    starts,
+    ends,
+    offsets,
+    past_caches,
+    constants,
+    vmas,
+    owners,
+    upper,
+    child,
+    leaf,
+    hmm_pfns,
+):
     """Write the words of ranges ``first`` up to the first that stops; return which, or ``past``."""
     count = past - first
     stops = np.zeros(count, dtype=np.bool_)
@@ -64,7 +82,7 @@ def _resolve(first, past, starts, ends, offsets, constants, vmas, owners, upper,
     for k in prange(stop):
         walk = unpack(constants)
         stops[k] = _write_range(
-            first + k, starts, ends, offsets, walk, vmas, owners, upper, child, leaf, hmm_pfns
+            first + k, starts, ends, offsets, past_caches, walk, vmas, owners, upper, child, leaf, hmm_pfns
         )
     for k in range(stop):
         if stops[k]:
@@ -93,6 +111,7 @@ class CpuBatchResolver:
         """Write the words of ranges ``first`` up to the first that stops; return which, or ``past``."""
         batch = self.batch
         state = (self.constants, *host_arrays(self.mm, batch.hmm_pfns))
+        past_caches = goes_past_caches(len(batch.hmm_pfns), self.mm.kernel)
         at = first
         while at < past:
             # In pieces, so that what was looked at is still in the cache when it is written.
@@ -101,7 +120,7 @@ class CpuBatchResolver:
             pages = int(batch.offsets[until] - batch.offsets[at])
             few = on_one_thread(pages, _SEQUENTIAL_PAGES)
             resolve = resolve_sequential if few else resolve_parallel
-            stop = int(resolve(at, until, batch.starts, batch.ends, batch.offsets, *state))
+            stop = int(resolve(at, until, batch.starts, batch.ends, batch.offsets, past_caches, *state))
             if stop < until:
                 return stop
             at = until

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from gpuhmm.mm.profile import KernelProfile
+
+#: One folder for each cache of the first processor: Documentation/ABI/testing/sysfs-devices-system-cpu.
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_USUAL_CACHE_BYTES = 32 << 20
 
 
 @dataclass
 class Paths:
-    """From ``parallel_from`` pages on threads share a range (None: where that pays); ``stream`` on CUDA."""
+    """Where None, the back end decides.
+
+    From ``parallel_from`` pages on threads share a range, from ``past_caches_from`` pages on words are
+    stored past the caches.  ``stream``: whole slots are streamed on CUDA.
+    """
 
     parallel_from: int | None = None
+    past_caches_from: int | None = None
     stream: bool = True
 
 
@@ -24,6 +38,28 @@ def on_one_thread(npages: int, limit: int) -> bool:
     if PATHS.parallel_from is not None:
         return npages < PATHS.parallel_from
     return npages <= limit
+
+
+def goes_past_caches(npages: int, kernel: KernelProfile) -> bool:
+    """Return whether ``npages`` words are stored past the caches: whoever reads them fetches them anyway.
+
+    Not where words keep bits of their inputs, which are read for it and are in the caches then.
+    """
+    if kernel.hmm_pfn_sticky:
+        return False
+    if PATHS.past_caches_from is not None:
+        return npages >= PATHS.past_caches_from
+    return npages * 8 > last_level_cache_bytes()
+
+
+@cache
+def last_level_cache_bytes() -> int:
+    """Return the size of the first processor's largest cache, as Linux tells it; 32 MiB if it does not."""
+    sizes = [0]
+    for path in _CACHES.glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+    return max(sizes) or _USUAL_CACHE_BYTES
 
 
 @contextmanager

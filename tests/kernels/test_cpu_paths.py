@@ -1,6 +1,10 @@
 """The CPU back end against the reference where its fast loops end: odd entries among plain ones."""
 
+import os
+import subprocess
+import sys
 from errno import EFAULT
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -10,11 +14,14 @@ from spaces import BASE, RW, ask
 import gpuhmm
 from gpuhmm.bench.workloads import BASE as WORKLOAD_BASE
 from gpuhmm.bench.workloads import fragmented
-from gpuhmm.kernels import cpu
+from gpuhmm.kernels import cpu, paths
 from gpuhmm.kernels.paths import PATHS
 from gpuhmm.mm import x86
 from gpuhmm.mm.entry import encode_swap
+from gpuhmm.mm.profile import PROFILES
 from gpuhmm.mm.vma import VM_READ
+
+ROOT = Path(__file__).parents[2]
 
 FAULT = int(gpuhmm.HMM_PFN_REQ_FAULT)
 WRITE = FAULT | int(gpuhmm.HMM_PFN_REQ_WRITE)
@@ -94,14 +101,19 @@ def both(build, first, count, **request):
     return outcomes[0][0]
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+@pytest.fixture(
+    params=[(1, True), (2, True), (2, False)],
+    ids=["one thread, past the caches", "two threads, past the caches", "two threads, into the caches"],
+)
 def threads(request, monkeypatch):
-    """Make even small ranges run in parallel, in turns of one slot."""
+    """Make even small ranges run in parallel, in turns of one slot, storing past the caches or into them."""
     before = numba.get_num_threads()
-    if request.param > numba.config.NUMBA_NUM_THREADS:
+    threads, past_caches = request.param
+    if threads > numba.config.NUMBA_NUM_THREADS:
         pytest.skip("there is one CPU only")
-    numba.set_num_threads(request.param)
+    numba.set_num_threads(threads)
     monkeypatch.setattr(PATHS, "parallel_from", 0)
+    monkeypatch.setattr(PATHS, "past_caches_from", 0 if past_caches else 1 << 40)
     monkeypatch.setattr(cpu, "_RUN", np.uint64(1))
     yield
     numba.set_num_threads(before)
@@ -182,6 +194,104 @@ def test_inputs_above_a_stop_survive_in_the_part_of_every_thread(stop):
 
     words_in = np.arange(8192, dtype=np.uint64)
     assert both(build, BASE, 8192, words_in=words_in, default_flags=FAULT) == -EFAULT
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+def test_words_may_lie_at_any_address_and_begin_at_any_page(request_):
+    """Leaf tables, a hole and a huge page; the array's neighbours keep what they hold."""
+    default_flags, pfn_flags_mask = REQUESTS[request_]
+    rng = np.random.default_rng(3)
+
+    def build():
+        mm = space(5 * 512, Refusing())
+        mm.set_entry(BASE + (3 << 21), 2, 0x1E_0000 << 12 | 0xE7)
+        if not default_flags:
+            mm.set_entry(BASE + (1 << 21), 2, 0)
+            for page, value in zip(rng.integers(0, 512, 40).tolist(), [*ODD.values()] * 3, strict=False):
+                mm.set_entry(BASE + page * 4096, 1, value)
+        return mm
+
+    mm = build()
+    for offset in range(9):
+        for first, count in ((0, 2560), (1, 2559), (7, 1500), (505, 20), (511, 1), (513, 9), (1030, 1500)):
+            around = np.full(count + 32, 0x1234, dtype=np.uint64)
+            start = (-around.ctypes.data // 8) % 8 + offset
+            words = around[start : start + count]
+            words[:] = 0
+            wanted = ask(mm, BASE + first * 4096, count, "reference", **_flags(default_flags, pfn_flags_mask))
+            notifier = mm.notifier(BASE, BASE + 2560 * 4096)
+            range_ = gpuhmm.HmmRange(
+                notifier,
+                BASE + first * 4096,
+                BASE + (first + count) * 4096,
+                words,
+                notifier_seq=notifier.read_begin(),
+                dev_private_owner=OWNER,
+                **_flags(default_flags, pfn_flags_mask, owner=False),
+            )
+            assert gpuhmm.hmm_range_fault(range_, backend="cpu") == wanted[0] == 0
+            assert np.array_equal(words, wanted[1].hmm_pfns)
+            assert (np.delete(around, np.arange(start, start + count)) == 0x1234).all()
+
+
+def _flags(default_flags, pfn_flags_mask, *, owner=True):
+    flags = {"default_flags": default_flags, "pfn_flags_mask": pfn_flags_mask}
+    return flags | {"dev_private_owner": OWNER} if owner else flags
+
+
+@pytest.mark.usefixtures("threads")
+def test_stores_wait_for_no_loads_wherever_tables_and_words_lie_in_their_pages():
+    """Entries are taken from the last to the first where words lie a little above them in the page."""
+    mm = space(4 * 512, Refusing())
+    for page in (0, 5, 700, 1023):
+        mm.set_entry(BASE + page * 4096, 1, 0)
+    _, wanted = ask(mm, BASE, 2048, "reference")
+    around = np.zeros(2048 + 1024, dtype=np.uint64)
+    for apart in (8, 16, 64, 1016, 1024, 2048, 4088):
+        start = ((mm.page_tables.leaf.ctypes.data + apart - around.ctypes.data) % 4096) // 8
+        words = around[start : start + 2048]
+        words[:] = 7
+        ret, range_ = _ask_into(mm, words)
+        assert ret == 0
+        assert np.array_equal(range_.hmm_pfns, wanted.hmm_pfns), apart
+
+
+def _ask_into(mm, words):
+    notifier = mm.notifier(BASE, BASE + len(words) * 4096)
+    range_ = gpuhmm.HmmRange(
+        notifier, BASE, BASE + len(words) * 4096, words, notifier_seq=notifier.read_begin()
+    )
+    return gpuhmm.hmm_range_fault(range_, backend="cpu"), range_
+
+
+def test_ranges_beyond_the_largest_cache_are_stored_past_it(monkeypatch, tmp_path):
+    words = paths.last_level_cache_bytes() // 8
+    assert not paths.goes_past_caches(words, PROFILES["v5.18"])
+    assert paths.goes_past_caches(words + 1, PROFILES["v5.18"])
+    # From v6.16 on words keep bits of their inputs, which are in the caches then.
+    assert not paths.goes_past_caches(words + 1, PROFILES["v6.17"])
+    for index, size in enumerate(("32K", "64K", "512K", "8192K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+    monkeypatch.setattr(paths, "_CACHES", tmp_path)
+    paths.last_level_cache_bytes.cache_clear()
+    assert paths.last_level_cache_bytes() == 8 << 20
+    monkeypatch.setattr(paths, "_CACHES", tmp_path / "missing")
+    paths.last_level_cache_bytes.cache_clear()
+    assert paths.last_level_cache_bytes() == 32 << 20
+    paths.last_level_cache_bytes.cache_clear()
+
+
+@pytest.mark.parametrize("cpu_name", ["x86-64", "haswell"])
+def test_processors_with_narrow_vectors_give_the_same(cpu_name):
+    """SSE2 only, and AVX2: LLVM lowers eight words to what the processor has."""
+    environment = os.environ | {"NUMBA_CPU_NAME": cpu_name, "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k"]
+    command.append("any_address and one and (snapshot or page)")
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert " passed" in done.stdout
 
 
 def test_threads_take_turns_over_a_long_range():

@@ -1,7 +1,7 @@
-"""Spans: the pages of consecutive extents, looked at or written one after the other.
+"""Spans: the pages of consecutive extents, looked at one after the other.
 
-``find_stop`` finds the lowest page at which a walk stops, ``write_words`` writes the words of pages
-below it, ``describe_stop`` says what the host must do there.
+``find_stop`` finds the lowest page at which a walk stops, ``describe_stop`` says what the host must do
+there.
 """
 
 from __future__ import annotations
@@ -11,20 +11,10 @@ import numpy as np
 from gpuhmm.hmm.walk.arrays import Arrays
 from gpuhmm.hmm.walk.constants import Walk, asks_by_page
 from gpuhmm.hmm.walk.extent import KIND_FILL_FIRST, KIND_FORCED, KIND_LEAF, Extent, extent_at
-from gpuhmm.hmm.walk.leaf import (
-    TABLE_PAGES,
-    granted_to_all,
-    keeps_input,
-    leaf_stop,
-    look_and_write_mixed,
-    look_and_write_plain,
-    seem_plain,
-    write_leaf,
-    write_leaf_beside_input,
-)
+from gpuhmm.hmm.walk.leaf import leaf_stop
 from gpuhmm.hmm.walk.pte import pte_stop
 from gpuhmm.hmm.words import hmm_pte_need_fault
-from gpuhmm.mm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, PMD_SIZE, ZERO
+from gpuhmm.mm.x86 import ALL_ONES, INDEX_MASK, ONE, PAGE_SHIFT, ZERO
 from gpuhmm.shared import shared
 
 #: No page of the span stops the walk.
@@ -68,86 +58,6 @@ def find_stop(
                 cut = ONE
         va = end
     return NO_STOP, cut
-
-
-@shared("uint64(uint64, uint64, uint64, Walk, Arrays)")
-def write_words(
-    first: np.uint64,
-    past: np.uint64,
-    last: np.uint64,
-    walk: Walk,
-    arrays: Arrays,
-) -> np.uint64:
-    """Write the words of ``[first, past)``, none of whose pages needs a fault.
-
-    Return the start of the first extent at which the walk stops all the same, whatever is asked, or
-    ``NO_STOP``.
-    """
-    va = first
-    while va < past:
-        extent = extent_at(va, last, walk, arrays)
-        end = extent.end
-        if end > past:
-            end = past
-        page = (va - walk.start) >> PAGE_SHIFT
-        count = (end - va) >> PAGE_SHIFT
-        if extent.kind == KIND_FORCED:
-            return extent.start
-        keeps = keeps_input(page, count, walk, arrays)
-        word = extent.word + ((va - extent.start) >> PAGE_SHIFT) * extent.step
-        slot = (va >> PAGE_SHIFT) & INDEX_MASK
-        if extent.kind == KIND_LEAF:
-            if keeps:
-                write_leaf_beside_input(extent.row, slot, count, page, walk, arrays)
-            else:
-                write_leaf(extent.row, slot, count, page, walk, arrays)
-        elif keeps:
-            for i in range(count):
-                kept = arrays.hmm_pfns[page + i] & walk.hmm_pfn_sticky
-                arrays.hmm_pfns[page + i] = kept | (word + i * extent.step)
-        else:
-            for i in range(count):
-                arrays.hmm_pfns[page + i] = word + i * extent.step
-        va = end
-    return NO_STOP
-
-
-@shared("UniTuple2(uint64, uint64, uint64, Walk, Arrays)")
-def look_and_write_tables(
-    look: np.uint64,
-    write: np.uint64,
-    last: np.uint64,
-    walk: Walk,
-    arrays: Arrays,
-) -> tuple[np.uint64, np.uint64]:
-    """Look at the slot of 2 MiB at ``look`` and write the one at ``write``, which was looked at before.
-
-    Return ONE for each that was done: for neither, if not both slots are one leaf table each; for the
-    first only if none of its pages can stop the walk.
-    """
-    seen = extent_at(look, last, walk, arrays)
-    written = extent_at(write, last, walk, arrays)
-    if seen.kind != KIND_LEAF or written.kind != KIND_LEAF:
-        return ZERO, ZERO
-    if seen.start != look or seen.end - look != PMD_SIZE:
-        return ZERO, ZERO
-    if written.start != write or written.end - write != PMD_SIZE:
-        return ZERO, ZERO
-    page = (write - walk.start) >> PAGE_SHIFT
-    if keeps_input(page, TABLE_PAGES, walk, arrays):
-        return ZERO, ZERO
-    granted = granted_to_all(walk)
-    if not seem_plain(seen.row, written.row, granted, walk, arrays):
-        look_page = (look - walk.start) >> PAGE_SHIFT
-        if look_and_write_mixed(seen.row, look_page, written.row, page, walk, arrays):
-            return ZERO, ONE
-        return ONE, ONE
-    plain_seen, plain_written = look_and_write_plain(seen.row, written.row, page, granted, walk, arrays)
-    if plain_seen == ZERO and plain_written == ZERO:
-        return ZERO, ZERO
-    if plain_written == ZERO:
-        write_leaf(written.row, ZERO, TABLE_PAGES, page, walk, arrays)
-    return plain_seen, ONE
 
 
 @shared("uint64(Extent, uint64, uint64, Walk, Arrays)")

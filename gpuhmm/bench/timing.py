@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ MAX_PEER_PAGES = 1 << 24
 #: Pages that the reference walks at most.
 MAX_REFERENCE_PAGES = 1 << 14
 
+#: The one way of a baseline there.
+_ON_DEVICE = "16 bytes an access"
+
+#: Walks of plain pages by name, given a space, the first address and the words.
+Peers = dict[str, Callable[[AddressSpace, int, Words], None]]
+
 _SMALL_PAGES = 64
 _BATCH_RANGES = 10_000
 
 
-#: Seconds of each call, and of the baseline that ran after it.
-Pairs = list[tuple[float, float | None]]
+#: Seconds of each call, and of each way of its baseline that ran after it, by name.
+Pairs = list[tuple[float, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ class Row:
     """One measurement.
 
     ``seconds`` is the least of all rounds, ``median_seconds`` their median.  ``ratio`` is the median of
-    each round's time over that of its own baseline; None where there is none.  ``baseline_seconds`` is
-    the least.  ``bytes`` are those that the baseline moves.
+    each round's time over that of the fastest way of its baseline in the same round, None where there is
+    none; ``baseline`` names the way that is fastest in the median, ``baselines`` has the medians of all.
+    ``baseline_seconds`` is the least.  ``bytes`` are those that the baseline moves.
     """
 
     workload: str
@@ -65,12 +73,18 @@ class Row:
     pages_per_second: float
     baseline: str | None
     baseline_seconds: float | None
+    baselines: dict[str, float]
     bytes: int | None
     ratio: float | None
 
 
-def time_workload(workload: Workload, npages: int, backends: list[str], rounds: int) -> Iterator[Row]:
-    """Yield one row for each back end that can do ``npages`` of it, and for each peer that can."""
+def time_workload(
+    workload: Workload, npages: int, backends: list[str], rounds: int, peers: Peers
+) -> Iterator[Row]:
+    """Yield one row for each back end that can do ``npages`` of it, and for each peer that can.
+
+    ``peers`` are walks of plain pages beside those of :data:`gpuhmm.bench.peers.PEERS`, of any size.
+    """
     source = random_pfns(npages)
     words = np.zeros(npages, dtype=np.uint64)
     if workload.faults:
@@ -79,8 +93,8 @@ def time_workload(workload: Workload, npages: int, backends: list[str], rounds: 
                 yield _time_faults(workload, npages, backend, rounds, words)
         return
     mm = workload.make(npages)
-    loop, bytes_per_page = BASELINES[workload.baseline]
-    moved = bytes_per_page * npages
+    baseline = BASELINES[workload.baseline]
+    moved = baseline.bytes_per_page * npages
     walkers: dict[str, Callable[[], object]] = {}
     for backend in backends:
         if backend == "cuda":
@@ -93,15 +107,17 @@ def time_workload(workload: Workload, npages: int, backends: list[str], rounds: 
             walkers[backend] = _call(workload, mm, words, backend)
     if workload.name in PEER_WORKLOADS and npages <= MAX_PEER_PAGES:
         walkers.update({name: partial(walk, mm, BASE, words) for name, walk in PEERS.items()})
+    if workload.name in PEER_WORKLOADS:
+        walkers.update({name: partial(walk, mm, BASE, words) for name, walk in peers.items()})
     for name, walker in walkers.items():
         words[:] = 0
         walker()  # compiles, touches all memory, and leaves words that ask for what is there
         asked = words & np.uint64(WRITE) if workload.pfn_flags_mask else None
-        loop(source, words)
+        baseline.seconds(source, words)
         pairs: Pairs = []
         for _ in range(rounds):
             words[:] = 0 if asked is None else asked
-            pairs.append((_seconds(walker), _seconds(partial(loop, source, words))))
+            pairs.append((_seconds(walker), baseline.seconds(source, words)))
         yield _row(workload.name, name, npages, 1, pairs, workload.baseline, moved)
 
 
@@ -118,16 +134,16 @@ def time_pieces(workload: Workload, npages: int, backend: str) -> Row:
     end = BASE + (npages << 12)
     walk = partial(range_fault_pieces, mm, BASE, end, consume, request=request, backend=backend)
     words = np.zeros(DEFAULT_MEMORY >> 3, dtype=np.uint64)
-    loop, bytes_per_page = BASELINES[workload.baseline]
-    loop(words, words)
+    baseline = BASELINES[workload.baseline]
+    filled = dict.fromkeys(baseline.seconds(words, words), 0.0)
     seconds = _seconds(walk)
     assert walked == npages
-    filled = 0.0
     for _ in range(-(-npages // len(words))):
-        filled += _seconds(partial(loop, words, words))
+        for way, taken in baseline.seconds(words, words).items():
+            filled[way] += taken
     pairs: Pairs = [(seconds, filled)]
     name = f"{workload.name}-in-pieces"
-    return _row(name, backend, npages, 1, pairs, workload.baseline, bytes_per_page * npages)
+    return _row(name, backend, npages, 1, pairs, workload.baseline, baseline.bytes_per_page * npages)
 
 
 def _device_pairs(workload: Workload, mm: AddressSpace, source: Words, rounds: int) -> Pairs:
@@ -144,7 +160,7 @@ def _device_pairs(workload: Workload, mm: AddressSpace, source: Words, rounds: i
     pairs: Pairs = []
     for _ in range(rounds):
         cuda.synchronize()
-        pairs.append((_seconds(call), _seconds(baseline)))
+        pairs.append((_seconds(call), {_ON_DEVICE: _seconds(baseline)}))
     return pairs
 
 
@@ -160,7 +176,7 @@ def _cuda_cpp_pairs(mm: AddressSpace, source: Words, rounds: int) -> Pairs:
     baseline = device_baseline("copy", cuda.to_device(source), cuda.device_array_like(words))
     call()
     baseline()
-    return [(_seconds(call), _seconds(baseline)) for _ in range(rounds)]
+    return [(_seconds(call), {_ON_DEVICE: _seconds(baseline)}) for _ in range(rounds)]
 
 
 def time_small_ranges(backend: str, rounds: int) -> Iterator[Row]:
@@ -171,14 +187,14 @@ def time_small_ranges(backend: str, rounds: int) -> Iterator[Row]:
         asked = Workload(name, dense, "copy", flags, mask)
         single = _call(asked, mm, words[:_SMALL_PAGES], backend)
         single()
-        times: Pairs = [(_seconds(single), None) for _ in range(50 * rounds)]
+        times: Pairs = [(_seconds(single), {}) for _ in range(50 * rounds)]
         yield _row(f"one-range-of-64-{name}", backend, _SMALL_PAGES, 1, times, None, None)
         batch = _batch_call(asked, mm, words, backend)
         batch()
         times = []
         for _ in range(rounds):
             words[:] = 0
-            times.append((_seconds(batch), None))
+            times.append((_seconds(batch), {}))
         yield _row(f"batch-of-64s-{name}", backend, len(words), _BATCH_RANGES, times, None, None)
 
 
@@ -195,7 +211,7 @@ def time_hole_runs(backend: str, rounds: int) -> Iterator[Row]:
             )
 
         call()
-        times: Pairs = [(_seconds(call), None) for _ in range(10 * rounds)]
+        times: Pairs = [(_seconds(call), {}) for _ in range(10 * rounds)]
         yield _row("hole-as-runs", backend, 1 << (shift - 12), 1, times, None, None)
 
 
@@ -228,13 +244,13 @@ def _time_capture(workload: str, capture: Capture, backend: str, rounds: int) ->
         )
         return hmm_range_fault_batch(batch, backend)
 
-    loop, bytes_per_page = BASELINES["copy"]
+    baseline = BASELINES["copy"]
     source = np.zeros_like(words)
     for name, walk, calls in (("as-runs", as_runs, 1), ("as-words", as_words, len(firsts))):
         walk()
-        loop(source, words)
-        pairs: Pairs = [(_seconds(walk), _seconds(partial(loop, source, words))) for _ in range(10 * rounds)]
-        moved = bytes_per_page * len(words)
+        baseline.seconds(source, words)
+        pairs: Pairs = [(_seconds(walk), baseline.seconds(source, words)) for _ in range(10 * rounds)]
+        moved = baseline.bytes_per_page * len(words)
         yield _row(f"{workload}-{name}", backend, len(words), calls, pairs, "copy", moved)
 
 
@@ -283,7 +299,7 @@ def _time_faults(workload: Workload, npages: int, backend: str, rounds: int, wor
     times: Pairs = []
     for _ in range(rounds):
         words[:] = WRITE if workload.pfn_flags_mask else 0
-        times.append((_seconds(_call(workload, workload.make(npages), words, backend)), None))
+        times.append((_seconds(_call(workload, workload.make(npages), words, backend)), {}))
     return _row(workload.name, backend, npages, 1, times, None, None)
 
 
@@ -302,8 +318,10 @@ def _row(
     baseline: str | None,
     nbytes: int | None,
 ) -> Row:
-    own = [pair[0] for pair in times]
-    ratios = [pair[0] / pair[1] for pair in times if pair[1]]
+    own = [seconds for seconds, _ in times]
+    ways = {way: statistics.median(ways[way] for _, ways in times) for way in times[0][1]}
+    best = [min(ways.values()) for _, ways in times if ways]
+    fastest = min(ways, key=ways.__getitem__) if ways else None
     return Row(
         workload=workload,
         walker=walker,
@@ -313,8 +331,9 @@ def _row(
         seconds=min(own),
         median_seconds=statistics.median(own),
         pages_per_second=pages / min(own),
-        baseline=baseline,
-        baseline_seconds=min(pair[1] for pair in times if pair[1]) if ratios else None,
+        baseline=f"{baseline}, {fastest}" if ways else None,
+        baseline_seconds=min(best) if best else None,
+        baselines=ways,
         bytes=nbytes,
-        ratio=statistics.median(ratios) if ratios else None,
+        ratio=statistics.median(map(truediv, own, best)) if best else None,
     )

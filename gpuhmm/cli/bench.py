@@ -14,7 +14,7 @@ from gpuhmm.cli.tables import print_table
 
 if TYPE_CHECKING:
     from gpuhmm.bench.report import BenchReport
-    from gpuhmm.bench.timing import Row
+    from gpuhmm.bench.timing import Peers, Row
 
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -49,16 +49,21 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Write the results to this .json, and a picture next to it.")
     ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="A walk written without this package, timed as well: c.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the workloads and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare the time of walks with that of loops that move the same bytes and decide nothing.
 
-    Each round times a call and then its baseline; a ratio of 1 is the speed of memory.  Sizes that do
-    not fit in the memory that is free are left out, and said so.
+    Each round times a call and then every way of its baseline: as numba makes it, with stores past the
+    caches, and memcpy.  A ratio of 1 is the speed of the fastest.  Sizes that do not fit in the memory that
+    is free are left out, and said so.
     """
     # Two threads on one processor would measure nothing; OpenMP reads this when its threads start.
     os.environ.setdefault("OMP_PROC_BIND", "spread")
+    from gpuhmm.bench.c_peer import c_walk
     from gpuhmm.bench.picture import DRAWN, draw
     from gpuhmm.bench.report import as_json as to_json
     from gpuhmm.bench.report import report, write_json
@@ -73,12 +78,16 @@ def bench(
     for name in workloads or ():
         if name not in known:
             raise typer.BadParameter(f"a workload must be one of {', '.join(known)} (got {name!r})")
+    for name in peer or ():
+        if name != "c":
+            raise typer.BadParameter(f"a peer must be c (got {name!r})")
     if out is not None and out.suffix != ".json":
         raise typer.BadParameter(f"--out must name a .json file (got {out})")
     backends = [resolve_backend(name) for name in backend or ["cpu"]]
     sizes = [_size(text) for text in size or ["2MiB", "64MiB", "1GiB", "16GiB", "256GiB"]]
     names = [info.name for info in backends]
-    rows = list(_rows(workloads or known, names, sizes, rounds, quiet=as_json))
+    peers = {"C": c_walk()} if peer else {}
+    rows = list(_rows(workloads or known, names, sizes, rounds, peers, quiet=as_json))
     if snapshot is not None:
         for name in names:
             rows += time_snapshot(snapshot, name, rounds)
@@ -98,7 +107,7 @@ _EXTRA = ("small-ranges", "hole-as-runs", "live-process")
 
 
 def _rows(
-    wanted: list[str], backends: list[str], sizes: list[int], rounds: int, quiet: bool
+    wanted: list[str], backends: list[str], sizes: list[int], rounds: int, peers: Peers, quiet: bool
 ) -> Iterator[Row]:
     from rich.console import Console
     from rich.progress import Progress
@@ -129,7 +138,7 @@ def _rows(
                 npages = size >> 12
                 needed = npages * workload.bytes_per_page
                 if needed <= available_bytes() * 3 // 4:
-                    yield from time_workload(workload, npages, backends, rounds)
+                    yield from time_workload(workload, npages, backends, rounds, peers)
                 elif workload.small_tables and "cpu" in backends:
                     yield time_pieces(workload, npages, "cpu")
                 else:
@@ -160,5 +169,5 @@ def _print(made: BenchReport) -> None:
     console = print_table(table)
     for name, device in made.devices.items():
         console.print(f"{name}: {device}", markup=False, soft_wrap=True)
-    text = "ratio: median over the rounds of a call's time to that of its baseline in the same round"
+    text = "ratio: median over the rounds of a call's time to that of the fastest baseline in the same round"
     console.print(text, soft_wrap=True)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gpuhmm.bench.baselines import BASELINES
+from gpuhmm.bench.c_peer import c_walk
 from gpuhmm.bench.peers import PEERS
 from gpuhmm.bench.workloads import BASE, WORKLOADS
 from gpuhmm.check.difference import errno_name
@@ -91,6 +93,45 @@ def test_a_workload_asks_for_nothing_that_must_be_faulted(name):
     assert range_.stats.faults == 0
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_way_of_a_baseline_moves_the_same(name):
+    rng = np.random.default_rng(4)
+    source, before = rng.integers(0, 1 << 63, (2, 4096), dtype=np.uint64)
+    before[::2] |= np.uint64(1 << 63)
+    wanted = {
+        "copy": source,
+        "update": (before & np.uint64(1 << 63)) | source,
+        "fill": np.full_like(source, 1 << 63),
+    }
+    for way in BASELINES[name].loops.values():
+        target = before.copy()
+        way(source, target)
+        assert np.array_equal(target, wanted[name])
+    assert list(BASELINES[name].seconds(source, before)) == list(BASELINES[name].loops)
+
+
+def test_the_walk_in_c_gives_the_same_words_and_has_a_row():
+    mm = WORKLOADS["sparse"].make(4096)
+    words = np.full(4096, 7, dtype=np.uint64)
+    c_walk()(mm, BASE, words)
+    assert np.array_equal(words, range_fault(mm, BASE, BASE + (4096 << 12), backend="reference").hmm_pfns)
+    result = run("dense-4k", "--size", "2MiB", "--rounds", 1, "--peer", "c", "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["walker"]: row for row in json.loads(result.stdout)["rows"]}
+    assert {"cpu", "C"} <= set(rows)
+    assert set(rows["C"]["baselines"]) == {"numba", "past caches", "memcpy"}
+    assert rows["C"]["baseline"].removeprefix("copy, ") in rows["C"]["baselines"]
+
+
+def test_the_walk_in_c_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="needs a C compiler"):
+        c_walk()
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(RuntimeError, match="does not compile"):
+        c_walk()
+
+
 @pytest.mark.parametrize("peer", PEERS)
 def test_peers_give_the_same_words(peer):
     mm = WORKLOADS["sparse"].make(2048)
@@ -105,6 +146,7 @@ def test_peers_give_the_same_words(peer):
         (["nonsense"], "a workload must be one of dense-4k"),
         (["--size", "3KB"], "a size must be a number with"),
         (["--size", "1MiB"], "multiple of 2 MiB"),
+        (["--peer", "rust"], "a peer must be c"),
         (["--out", "x.txt"], "must name a .json file"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +60,6 @@ def bench(
     caches, and memcpy.  A ratio of 1 is the speed of the fastest.  Sizes that do not fit in the memory that
     is free are left out, and said so.
     """
-    # Two threads on one processor would measure nothing; OpenMP reads this when its threads start.
-    os.environ.setdefault("OMP_PROC_BIND", "spread")
     from gpuhmm.bench.c_peer import c_walk
     from gpuhmm.bench.picture import DRAWN, draw
     from gpuhmm.bench.report import as_json as to_json

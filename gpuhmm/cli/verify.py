@@ -74,6 +74,10 @@ def verify(
         int | None,
         typer.Option(min=0, help="Pages from which on several CPU threads share a range [default: tuned]."),
     ] = None,
+    past_caches_from: Annotated[
+        int | None,
+        typer.Option(min=0, help="Pages from which on words are stored past the caches [default: tuned]."),
+    ] = None,
     stream: Annotated[
         bool, typer.Option(help="Stream whole slots on CUDA, or resolve all of them page by page.")
     ] = True,
@@ -122,7 +126,7 @@ def verify(
 
     if kernel is not None and kernel not in PROFILES:
         raise typer.BadParameter(f"--kernel must be one of {', '.join(PROFILES)} (got {kernel})")
-    PATHS.parallel_from, PATHS.stream = parallel_from, stream
+    PATHS.parallel_from, PATHS.past_caches_from, PATHS.stream = parallel_from, past_caches_from, stream
     machine = _ptx_machine(backend, seed) if ptx else None
     info, trusted = resolve_backend(backend), resolve_backend(against)
     files, others = case_files(paths or [])

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from gpuhmm.hmm.walk.arrays import Arrays, host_arrays
-from gpuhmm.hmm.walk.constants import for_range, may_fault, unpack, walk_constants
+from gpuhmm.hmm.walk.constants import Walk, for_range, may_fault, unpack, walk_constants
 from gpuhmm.hmm.walk.span import NO_STOP, find_stop
 from gpuhmm.kernels.compile_cache import cached
 from gpuhmm.kernels.cpu_tables import write_words
@@ -112,11 +112,13 @@ class CpuBatchResolver:
         batch = self.batch
         state = (self.constants, *host_arrays(self.mm, batch.hmm_pfns))
         past_caches = goes_past_caches(len(batch.hmm_pfns), self.mm.kernel)
-        at = first
+        looks_first = may_fault(Walk(*self.constants))
+        at, until = first, past
         while at < past:
-            # In pieces, so that what was looked at is still in the cache when it is written.
-            limit = batch.offsets[at] + _PIECE_PAGES
-            until = min(past, max(at + 1, int(np.searchsorted(batch.offsets, limit, "right")) - 1))
+            if looks_first:
+                # In pieces, so that what was looked at is still in the cache when it is written.
+                limit = batch.offsets[at] + _PIECE_PAGES
+                until = min(past, max(at + 1, int(np.searchsorted(batch.offsets, limit, "right")) - 1))
             pages = int(batch.offsets[until] - batch.offsets[at])
             few = on_one_thread(pages, _SEQUENTIAL_PAGES)
             resolve = resolve_sequential if few else resolve_parallel

@@ -22,9 +22,12 @@ def test_cpu_gives_what_the_reference_gives(rng):
     assert not found, (case.name, found)
 
 
+@pytest.mark.parametrize("past_caches_from", [0, 1 << 40])
 @pytest.mark.parametrize("parallel_from", [0, 1 << 40])
-def test_cpu_on_one_thread_and_on_several_gives_the_same(monkeypatch, parallel_from):
+def test_cpu_gives_the_same_on_every_path(monkeypatch, parallel_from, past_caches_from):
+    """On one thread and on several, with stores past the caches and into them."""
     monkeypatch.setattr(PATHS, "parallel_from", parallel_from)
+    monkeypatch.setattr(PATHS, "past_caches_from", past_caches_from)
     for seed in range(200):
         case = random_case(random.Random(seed), f"random case {seed}", max_pages=1 << 15)
         found = differences(case, "reference", replay(case, "reference"), "cpu", replay(case, "cpu"))

@@ -266,11 +266,12 @@ def _ask_into(mm, words):
 
 
 def test_ranges_beyond_the_largest_cache_are_stored_past_it(monkeypatch, tmp_path):
-    words = paths.last_level_cache_bytes() // 8
-    assert not paths.goes_past_caches(words, PROFILES["v5.18"])
-    assert paths.goes_past_caches(words + 1, PROFILES["v5.18"])
+    """Where 8 bytes of entries and 8 of words a page fill it."""
+    pages = paths.last_level_cache_bytes() // 16
+    assert not paths.goes_past_caches(pages - 1, PROFILES["v5.18"])
+    assert paths.goes_past_caches(pages, PROFILES["v5.18"])
     # From v6.16 on words keep bits of their inputs, which are in the caches then.
-    assert not paths.goes_past_caches(words + 1, PROFILES["v6.17"])
+    assert not paths.goes_past_caches(pages, PROFILES["v6.17"])
     for index, size in enumerate(("32K", "64K", "512K", "8192K")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size + "\n")

@@ -53,7 +53,8 @@ def goes_past_caches(npages: int, kernel: KernelProfile) -> bool:
     """Return whether ``npages`` words are stored past the caches.
 
     That is where they and their entries fill the largest one (measured: ordinary stores took 1.6 times as
-    long from there on, and the same time at half the size).  Not where words keep bits of their inputs, which are read for it and are in the caches then.
+    long from there on, and the same time at half the size).  Not where words keep bits of their inputs,
+    which are read for it and are in the caches then.
     """
     if kernel.hmm_pfn_sticky:
         return False

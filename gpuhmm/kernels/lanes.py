@@ -68,7 +68,7 @@ def _binary(instruction: str) -> Callable[..., Any]:
 
         return LANES(left, right), codegen
 
-    return apply  # type: ignore[no-any-return]
+    return apply
 
 
 @intrinsic
@@ -83,7 +83,7 @@ def _install(symbol: Any, instruction: str) -> None:
     apply = _binary(instruction)
 
     @overload(symbol)
-    def operation(left, right):  # type: ignore[no-untyped-def]
+    def operation(left, right):
         if LANES in (left, right) and {left, right} <= {LANES, types.uint64}:
             return lambda left, right: apply(left, right)
         return None
@@ -102,7 +102,7 @@ for _symbol, _instruction in (
 
 
 @overload(operator.invert)
-def _inverted(lanes):  # type: ignore[no-untyped-def]
+def _inverted(lanes):
     if lanes == LANES:
         return lambda lanes: _invert(lanes)
     return None
@@ -117,7 +117,7 @@ def _equal(typingctx: Any, lanes: Any, word: Any) -> Any:
 
 
 @overload(equal)
-def _equal_lanes(one, other):  # type: ignore[no-untyped-def]
+def _equal_lanes(one, other):
     if one == LANES and other == types.uint64:
         return lambda one, other: _equal(one, other)
     return None
@@ -159,7 +159,7 @@ def load_line(typingctx: Any, words: Any, at: Any) -> Any:
     """Return ``words.reshape(-1)[at]`` and the seven after it, at any alignment."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_place(context, builder, signature.args[0], *args, _VECTOR), align=8)
+        return builder.load(_place(context, builder, signature.args[0], *args, _VECTOR), align=8)  # type: ignore[call-arg]
 
     return LANES(words, types.uint64), codegen
 
@@ -215,7 +215,7 @@ def prefetch(typingctx: Any, words: Any, at: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
-        place = _place(context, builder, signature.args[0], *args, ir.IntType(8))
+        place = _place(context, builder, signature.args[0], *args, ir.IntType(8))  # type: ignore[call-arg]
         kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         builder.call(function, [place, _INT(0), _INT(0), _INT(1)])  # to read; used once; data
@@ -229,7 +229,7 @@ def address_of(typingctx: Any, words: Any, at: Any) -> Any:
     """Return the address of ``words[at]``, a uint64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(_place(context, builder, signature.args[0], *args, _WORD), _WORD)
+        return builder.ptrtoint(_place(context, builder, signature.args[0], *args, _WORD), _WORD)  # type: ignore[call-arg]
 
     return types.uint64(words, types.uint64), codegen
 

@@ -98,4 +98,5 @@ def _dump(source: Source) -> dict[str, Any]:
                 }
                 for root in roots
             ],
+            "names": "not read: volatility3 (linux.pslist) and drgn say them, with the kernel's symbols",
         }

@@ -262,7 +262,6 @@ def test_wrong_calls(wrong, tmp_path):
         ((*FREE, "--device-set", "wheels=3"), "a device has the fields"),
         ((*FREE, "--device-set", "sms=many"), "sms must be a whole number"),
         ((*FREE, "--layout", "flat"), "layout must be"),
-        ((*FREE, "--kernel", "v1"), "kernel must be"),
         ((*FREE, "--costs", "cheap"), "costs must be one of"),
         ((*FREE, "--cost", "lunch=3"), "a cost must be one of"),
         ((*FREE, "--cpu", "dontneed"), "cpu must be OPERATION"),
@@ -280,6 +279,12 @@ def test_bad_input(wrong, words, trace, tmp_path):
     assert isinstance(done.exception, ValueError), done.output
     assert words in str(done.exception)
     assert os.listdir(tmp_path) == [trace.name]
+
+
+def test_an_unknown_kernel_is_a_usage_error(trace):
+    done = run(trace, "--driver", "free", "--kernel", "v1")
+    assert done.exit_code == 2
+    assert "kernel must be" in done.output
 
 
 def test_a_trace_is_not_replaced_by_what_comes_of_it(trace):

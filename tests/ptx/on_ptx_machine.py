@@ -291,8 +291,7 @@ def test_a_changed_instruction_is_noticed(monkeypatch):
         expected = ask(mm, BASE, 1536, "reference")[1].hmm_pfns
         try:
             seen = ask(mm, BASE, 1536, "cuda")[1].hmm_pfns
-        except ValueError as error:  # children in the wrong place: a table seems to be missing
-            assert "missing" in str(error)
+        except ValueError:  # children in the wrong place: a table seems to be missing
             MACHINE.take_mistakes()
             return True
         return bool(MACHINE.take_mistakes()) or not np.array_equal(expected, seen)

@@ -16,6 +16,7 @@ from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gpuhmm.errors import ImageError, MissingMemoryError
 from gpuhmm.image import drgn_child
@@ -25,10 +26,12 @@ from gpuhmm.image.reader import ReaderSource
 from gpuhmm.image.source import PAGE
 from gpuhmm.mm.tables import Words
 
-#: Where a flattened file has the first bytes of the plain one: behind its header and that of the first piece.
-_FLATTENED = 4096 + 16
-#: Offsets in the headers: block_size and max_mapnr, and max_mapnr_64 behind the first block.
-_BLOCK_SIZE, _MAX_MAPNR, _MAX_MAPNR_64 = 428, 440, 96
+#: A flattened file: its header's size, what stands before each piece, and how many pieces are looked at.
+_FLATTENED, _PIECE, _MAX_PIECES = 4096, struct.Struct(">qq"), 1 << 24
+#: Offsets in the headers: machine, then block_size, sub_hdr_size, bitmap_blocks and max_mapnr, max_mapnr_64.
+_MACHINE, _BLOCKS, _MAX_MAPNR_64 = 12 + 4 * 65, 428, PAGE + 96
+#: Bytes of headers and bitmaps: enough for 8 TiB.
+_MAX_PLAIN = 1 << 29
 #: Pages that one read of a scan takes: 1 MiB.
 _SCAN_PAGES = 256
 
@@ -43,7 +46,7 @@ class KdumpSource(ReaderSource):
                 "that still runs, write an ELF core: dump-guest-memory without -z, -l or -s)"
             )
         self.path = path
-        self._end = _max_pfn(read, size, path)
+        self._end, self._held = _pages(read, size, path)
         # -P: what lies beside the script is no module of its own.
         command = [sys.executable, "-P", drgn_child.__file__, path]
         self._child = Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -90,25 +93,52 @@ class KdumpSource(ReaderSource):
     def scan(self) -> Iterator[tuple[int, Words]]:
         """Yield all pages that the dump holds, by address, up to 1 MiB at a time."""
         for first in range(0, self._end, _SCAN_PAGES):
-            yield from self._scan(first, min(_SCAN_PAGES, self._end - first))
+            held = np.unpackbits(self._held[first // 8 : (first + _SCAN_PAGES) // 8], bitorder="little")
+            edges = np.flatnonzero(np.diff(held.view(np.int8), prepend=0, append=0))
+            for low, past in edges.reshape(-1, 2).tolist():
+                yield from self._scan(first + low, past - low)
 
     def _scan(self, first: int, count: int) -> Iterator[tuple[int, Words]]:
         try:
             yield first, np.frombuffer(self.read(first * PAGE, count * PAGE), dtype="<u8").reshape(-1, 512)
         except MissingMemoryError:
-            if count > 1:  # what is left out lies in one of the halves
+            if count > 1:  # what cannot be read lies in one of the halves
                 yield from self._scan(first, count // 2)
                 yield from self._scan(first + count // 2, count - count // 2)
 
 
-def _max_pfn(read: ReadAt, size: int, path: str) -> int:
-    """Return the end of memory in pages.  ImageError if the file cannot hold a bit for each, twice."""
-    header = read(0 if read(0, 5) == b"KDUMP" else _FLATTENED, 2 * PAGE).ljust(2 * PAGE, b"\0")
-    block, pages = (struct.unpack_from("<I", header, at)[0] for at in (_BLOCK_SIZE, _MAX_MAPNR))
-    pages = max(pages, *struct.unpack_from("<Q", header, PAGE + _MAX_MAPNR_64))
-    if block != PAGE or pages > 4 * size:
+def _pages(read: ReadAt, size: int, path: str) -> tuple[int, npt.NDArray[np.uint8]]:
+    """Return the end of memory in pages, and the bitmap of the pages that the dump holds."""
+    header = _plain(read, 2 * PAGE)
+    if len(header) < 2 * PAGE:
+        raise ImageError(f"{path} ends within its headers")
+    machine = header[_MACHINE : _MACHINE + 65].rstrip(b"\0").decode(errors="replace")
+    block, sub_header, bitmaps, pages = struct.unpack_from("<4I", header, _BLOCKS)
+    pages = max(pages, *struct.unpack_from("<Q", header, _MAX_MAPNR_64))
+    begin, past = (1 + sub_header + bitmaps // 2) * PAGE, (1 + sub_header + bitmaps) * PAGE
+    fits = past <= min(size, _MAX_PLAIN) and pages <= 8 * (past - begin)
+    if machine not in ("", "x86_64") or block != PAGE or not fits:
         raise ImageError(
-            f"{path} is a compressed kdump: blocks must have {PAGE} bytes, bitmaps a bit for each page "
-            f"(got {block} bytes, {pages} pages in a file of {size} bytes)"
+            f"{path}: a kdump must be of x86_64, in blocks of {PAGE} bytes, and have a bit for each page "
+            f"(got {machine!r}, {block} bytes, {pages} pages, {bitmaps} blocks of bits, {size} bytes in all)"
         )
-    return int(pages)
+    return pages, np.frombuffer(_plain(read, past)[begin:], dtype=np.uint8)
+
+
+def _plain(read: ReadAt, past: int) -> bytes:
+    """Return the bytes before ``past``; in a flattened file they lie in pieces that say where they belong."""
+    if read(0, 5) == b"KDUMP":
+        return read(0, past)
+    made, left = bytearray(past), past
+    at = _FLATTENED
+    for _ in range(_MAX_PIECES):
+        piece = read(at, _PIECE.size)
+        offset, size = _PIECE.unpack(piece) if len(piece) == _PIECE.size else (-1, 0)
+        if left <= 0 or offset < 0 or size <= 0:
+            break
+        at += _PIECE.size
+        part = read(at, max(min(size, past - offset), 0))
+        made[offset : offset + len(part)] = part
+        left -= len(part)
+        at += size
+    return bytes(made)

@@ -54,9 +54,24 @@ def test_a_compressed_kdump(form, image, tmp_path):
     assert translate(tables, np.array([BASE], dtype=np.uint64)).physical.tolist() == [6 << 12]
 
 
+@pytest.mark.parametrize("vmcoreinfo", [VMCOREINFO, b""], ids=["said", "silent"])
+def test_what_qemu_writes(vmcoreinfo, image, tmp_path):
+    """No names of the kernel, headers in pieces, and without -device vmcoreinfo no VMCOREINFO either."""
+    pages = {pfn: page.tobytes() for pfn, page in enumerate(image.data)}
+    (tmp_path / "dump").write_bytes(flattened(kdump(pages, len(pages), vmcoreinfo, qemu=True), 464))
+    with open_image(tmp_path / "dump") as memory:
+        assert memory.describe()["end"] == 600 * 4096
+        assert memory.levels == (5 if vmcoreinfo else None)
+        assert find_roots(memory).tolist() == [(300 << 12, 5, 1, 1, 0)]
+        assert memory.read(300 << 12, 4096) == pages[300]
+
+
 def test_what_drgn_does_not_read_is_said(image, tmp_path):
-    (tmp_path / "dump").write_bytes(kdump({1: bytes(4096)}, 2))
-    with pytest.raises(ImageError, match="drgn does not read"):
+    (tmp_path / "dump").write_bytes(kdump({1: bytes(4096)}, 2, b"PAGESIZE=4096\n"))
+    with pytest.raises(ImageError, match=r"drgn does not read.*OSRELEASE"):
+        open_image(tmp_path / "dump")
+    (tmp_path / "dump").write_bytes(kdump({1: bytes(4096)}, 2, VMCOREINFO, machine=b"aarch64"))
+    with pytest.raises(ImageError, match=r"must be of x86_64.*'aarch64'"):
         open_image(tmp_path / "dump")
     broken = bytearray(packed(image))
     broken[4096 + 96 : 4096 + 104] = (1 << 40).to_bytes(8, "little")  # max_mapnr_64

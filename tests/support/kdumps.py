@@ -15,12 +15,16 @@ BLOCK = 4096
 _ZLIB = 1
 
 
-def kdump(pages, max_pfn, vmcoreinfo=b""):
-    """Return a compressed kdump; ``pages`` maps PFNs to 4096 bytes, others below ``max_pfn`` are left out."""
+def kdump(pages, max_pfn, vmcoreinfo=b"", qemu=False, machine=b"x86_64"):
+    """Return a compressed kdump; ``pages`` maps PFNs to 4096 bytes, others below ``max_pfn`` are left out.
+
+    Of a kernel's names ``qemu`` writes that of the machine only (dump/dump.c:create_header64, 7.2).
+    """
     bitmap_blocks = -(-max_pfn // 8 // BLOCK) or 1
     head = bytearray(BLOCK)
     struct.pack_into("<8sI", head, 0, b"KDUMP   ", 6)
-    names = (b"Linux", b"guest", b"6.1.192", b"#1 SMP", b"x86_64", b"(none)")
+    names = (b"Linux", b"guest", b"6.1.192", b"#1 SMP", machine, b"(none)")
+    names = tuple(name if name == machine or not qemu else b"" for name in names)
     head[12 : 12 + 6 * 65] = b"".join(name.ljust(65, b"\0") for name in names)  # struct new_utsname
     struct.pack_into("<IIIII", head, 424, 1, BLOCK, 1, 2 * bitmap_blocks, min(max_pfn, 0xFFFFFFFF))
     struct.pack_into("<I", head, 460, 1)  # processors
@@ -48,7 +52,7 @@ def kdump(pages, max_pfn, vmcoreinfo=b""):
 
 
 def flattened(data, piece=3 * BLOCK):
-    """Return ``data`` as makedumpfile -F writes it: pieces that say where they belong."""
+    """Return ``data`` as makedumpfile -F writes it, and QEMU: pieces that say where they belong."""
     made = [struct.pack(">16sqq", b"makedumpfile", 1, 1).ljust(BLOCK, b"\0")]
     for at in range(0, len(data), piece):
         part = data[at : at + piece]
